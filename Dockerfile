@@ -1,0 +1,77 @@
+# The agent's image: pi, git and the two programs of this project. Built by `pi-docker`, or by `docker compose build`.
+# Build secret `extra_ca`: a CA bundle for networks that intercept TLS (PI_DOCKER_EXTRA_CA); may be empty.
+
+FROM rust:1.95-slim-bookworm AS build
+SHELL ["/bin/bash", "-euo", "pipefail", "-c"]
+# musl-gcc compiles libgit2 and ring; the official image has it not, an image made for a bare machine may.
+RUN --mount=type=secret,id=extra_ca \
+    cat /etc/ssl/certs/ca-certificates.crt /run/secrets/extra_ca >/tmp/ca.pem 2>/dev/null || true; \
+    if ! command -v musl-gcc >/dev/null; then \
+      apt-get -o Acquire::https::CAInfo=/tmp/ca.pem update && \
+      apt-get -o Acquire::https::CAInfo=/tmp/ca.pem install -y --no-install-recommends musl-tools && \
+      rm -rf /var/lib/apt/lists/*; \
+    fi; \
+    SSL_CERT_FILE=/tmp/ca.pem rustup target add "$(uname -m)-unknown-linux-musl"
+WORKDIR /src
+COPY . .
+# The linker stays rustc's own: musl-gcc as a linker would make the program ask for a dynamic loader.
+RUN --mount=type=secret,id=extra_ca \
+    --mount=type=cache,id=pi-docker-cargo,target=/usr/local/cargo/registry \
+    --mount=type=cache,id=pi-docker-target,target=/src/target \
+    target="$(uname -m)-unknown-linux-musl"; \
+    export CARGO_HTTP_CAINFO=/tmp/ca.pem "CC_${target//-/_}=musl-gcc"; \
+    cargo build --locked --release --target "$target" -p pi-entrypoint -p pi-subagent; \
+    install -D -t /out "target/$target/release/pi-entrypoint" "target/$target/release/pi-subagent"
+
+FROM node:22-bookworm-slim AS agent
+SHELL ["/bin/bash", "-euo", "pipefail", "-c"]
+ARG EXTRA_PACKAGES=""
+RUN --mount=type=secret,id=extra_ca \
+    cat /etc/ssl/certs/ca-certificates.crt /run/secrets/extra_ca >/tmp/ca.pem 2>/dev/null || true; \
+    apt=(apt-get -o Acquire::https::CAInfo=/tmp/ca.pem); \
+    "${apt[@]}" update; \
+    # shellcheck disable=SC2086
+    DEBIAN_FRONTEND=noninteractive "${apt[@]}" install -y --no-install-recommends \
+      ca-certificates curl fd-find gh git git-lfs jq less patch procps ripgrep $EXTRA_PACKAGES; \
+    ln -s /usr/bin/fdfind /usr/local/bin/fd; \
+    rm -rf /var/lib/apt/lists/* /var/log/* /tmp/ca.pem
+
+# pi, without the packages that its bundle already contains. PI_INTEGRITY is what the registry must have served for PI_VERSION;
+# empty for a version of your own choice.
+ARG PI_VERSION=1.5.2
+ARG PI_INTEGRITY=""
+COPY pi-packages.sha512 /tmp/pi-packages.sha512
+RUN --mount=type=secret,id=extra_ca \
+    if [ -s /run/secrets/extra_ca ]; then export NODE_EXTRA_CA_CERTS=/run/secrets/extra_ca; fi; \
+    fetch() { \
+      file="$(npm pack --silent --pack-destination /tmp "$1")"; \
+      sum="sha512-$(openssl_sum "/tmp/$file")"; \
+      want="$(awk -v p="$1" '$1 == p { print $2 }' /tmp/pi-packages.sha512)"; \
+      if [ "$1" = "@earendil-works/pi-coding-agent@$PI_VERSION" ] && [ -n "$PI_INTEGRITY" ]; then want="$PI_INTEGRITY"; fi; \
+      if [ -n "$want" ] && [ "$want" != "$sum" ]; then echo "$1 is not the pinned package: $sum" >&2; exit 1; fi; \
+      mkdir -p "$2"; tar -xzf "/tmp/$file" -C "$2" --strip-components=1 --no-same-owner; rm "/tmp/$file"; \
+    }; \
+    openssl_sum() { node -p 'require("crypto").createHash("sha512").update(require("fs").readFileSync(process.argv[1])).digest("base64")' "$1"; }; \
+    need() { node -p 'require("/opt/pi/package.json").dependencies[process.argv[1]] ?? ""' "$1"; }; \
+    fetch "@earendil-works/pi-coding-agent@$PI_VERSION" /opt/pi; \
+    if [ -f /opt/pi/dist/bundle/cli.js ]; then \
+      for dep in jiti @silvia-odwyer/photon-node; do \
+        version="$(need "$dep")"; if [ -n "$version" ]; then fetch "$dep@$version" "/opt/pi/node_modules/$dep"; fi; \
+      done; \
+      ln -s /opt/pi/dist/bundle/cli.js /usr/local/bin/pi; chmod a+x /opt/pi/dist/bundle/cli.js; \
+    else \
+      rm -rf /opt/pi; npm install -g --ignore-scripts --no-audit --no-fund "@earendil-works/pi-coding-agent@$PI_VERSION"; \
+    fi; \
+    rm -rf /root/.npm /tmp/*; \
+    pi --version
+
+# No program here may raise its rights, whatever the engine's options are; and nothing but tmpfs is writable by the agent.
+RUN find / -xdev -type f -perm /6000 -exec chmod a-s {} +; \
+    mkdir -p /workspace /defaults /home/pi /run/pi-git; \
+    install -d -m 0700 /run/pi-docker
+# HOME is a tmpfs; what package managers put on the PATH there is looked up last.
+ENV HOME=/home/pi PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin:/home/pi/.local/bin
+COPY --from=build /out/ /usr/local/bin/
+LABEL org.opencontainers.image.title="pi-docker agent" \
+      org.opencontainers.image.licenses="MIT OR Apache-2.0"
+ENTRYPOINT ["/usr/local/bin/pi-entrypoint", "pi"]
