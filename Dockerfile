@@ -36,34 +36,13 @@ RUN --mount=type=secret,id=extra_ca \
     ln -s /usr/bin/fdfind /usr/local/bin/fd; \
     rm -rf /var/lib/apt/lists/* /var/log/* /tmp/ca.pem
 
-# pi, without the packages that its bundle already contains. PI_INTEGRITY is what the registry must have served for PI_VERSION;
-# empty for a version of your own choice.
+# pi by its version, newest at the time of writing; PI_INTEGRITY pins one that image/pi-packages.sha512 does not know.
 ARG PI_VERSION=1.5.2
 ARG PI_INTEGRITY=""
-COPY pi-packages.sha512 /tmp/pi-packages.sha512
 RUN --mount=type=secret,id=extra_ca \
+    --mount=type=bind,source=image,target=/tmp/image \
     if [ -s /run/secrets/extra_ca ]; then export NODE_EXTRA_CA_CERTS=/run/secrets/extra_ca; fi; \
-    fetch() { \
-      file="$(npm pack --silent --pack-destination /tmp "$1")"; \
-      sum="sha512-$(openssl_sum "/tmp/$file")"; \
-      want="$(awk -v p="$1" '$1 == p { print $2 }' /tmp/pi-packages.sha512)"; \
-      if [ "$1" = "@earendil-works/pi-coding-agent@$PI_VERSION" ] && [ -n "$PI_INTEGRITY" ]; then want="$PI_INTEGRITY"; fi; \
-      if [ -n "$want" ] && [ "$want" != "$sum" ]; then echo "$1 is not the pinned package: $sum" >&2; exit 1; fi; \
-      mkdir -p "$2"; tar -xzf "/tmp/$file" -C "$2" --strip-components=1 --no-same-owner; rm "/tmp/$file"; \
-    }; \
-    openssl_sum() { node -p 'require("crypto").createHash("sha512").update(require("fs").readFileSync(process.argv[1])).digest("base64")' "$1"; }; \
-    need() { node -p 'require("/opt/pi/package.json").dependencies[process.argv[1]] ?? ""' "$1"; }; \
-    fetch "@earendil-works/pi-coding-agent@$PI_VERSION" /opt/pi; \
-    if [ -f /opt/pi/dist/bundle/cli.js ]; then \
-      for dep in jiti @silvia-odwyer/photon-node; do \
-        version="$(need "$dep")"; if [ -n "$version" ]; then fetch "$dep@$version" "/opt/pi/node_modules/$dep"; fi; \
-      done; \
-      ln -s /opt/pi/dist/bundle/cli.js /usr/local/bin/pi; chmod a+x /opt/pi/dist/bundle/cli.js; \
-    else \
-      rm -rf /opt/pi; npm install -g --ignore-scripts --no-audit --no-fund "@earendil-works/pi-coding-agent@$PI_VERSION"; \
-    fi; \
-    rm -rf /root/.npm /tmp/*; \
-    pi --version
+    /tmp/image/install-pi "$PI_VERSION" "$PI_INTEGRITY"
 
 # No program here may raise its rights, whatever the engine's options are; and nothing but tmpfs is writable by the agent.
 RUN find / -xdev -type f -perm /6000 -exec chmod a-s {} +; \
