@@ -1,6 +1,8 @@
 # shellcheck shell=bash
 # What dev/engine and dev/base-images share: how they speak, ask, and find the machine's packages.
 
+cache=${PI_DOCKER_DEV_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/pi-docker-dev}
+
 say() { printf '%s\n' "$*" >&2; }
 
 die() {
@@ -16,7 +18,7 @@ confirm() {
   [ -t 0 ] || die "nobody here to answer [y/N]" "run it again with --yes"
   local answer
   read -r -p 'go on? [y/N] ' answer
-  case $answer in [yY] | [yY][eE][sS]) ;; *) die "stopped: nothing was changed" ;; esac
+  case $answer in [yY] | [yY][eE][sS]) ;; *) die "stopped" ;; esac
 }
 
 # The bundle of a machine whose TLS needs a CA of its own; empty on any other.
@@ -37,6 +39,7 @@ debian_sources() {
   shift
   own=$(. /etc/os-release && printf '%s' "${VERSION_CODENAME:-}")
   for archive in "${@:-}"; do
+    # shellcheck disable=SC2016 # the names are for apt to fill in
     uri=$(apt-get indextargets --no-release-info --format '$(RELEASE) $(COMPONENT) $(REPO_URI)' 'Created-By: Packages' |
       awk -v want="$own$archive" '$1 == want && $2 == "main" { print $3; exit }')
     if [ -n "$uri" ]; then
