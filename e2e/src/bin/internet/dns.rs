@@ -1,0 +1,61 @@
+//! A name server that knows every name: it writes each query down and answers an A query with the one address it was given,
+//! anything else with nothing. It is what a leak by DNS would arrive at.
+
+use std::net::{IpAddr, Ipv4Addr};
+use std::sync::Arc;
+
+use anyhow::{Context, Result};
+use tokio::net::UdpSocket;
+
+use crate::{World, record};
+
+const TYPE_A: u16 = 1;
+
+pub(crate) async fn listen(world: Arc<World>, ip: IpAddr, answer: Ipv4Addr) -> Result<()> {
+    let socket = UdpSocket::bind((ip, 53)).await.context("cannot listen on UDP port 53")?;
+    tokio::spawn(async move {
+        let mut packet = [0; 1500];
+        while let Ok((length, from)) = socket.recv_from(&mut packet).await {
+            let Some((name, kind, end)) = question(&packet[..length]) else { continue };
+            world.record.event(record::now(), "DNS", &name, &kind.to_string());
+            let _ = socket.send_to(&reply(&packet[..end], kind, answer), from).await;
+        }
+    });
+    Ok(())
+}
+
+/// The first question's name and type, and where it ends.
+fn question(packet: &[u8]) -> Option<(String, u16, usize)> {
+    let mut labels = Vec::new();
+    let mut at = 12;
+    loop {
+        let length = usize::from(*packet.get(at)?);
+        at += 1;
+        if length == 0 {
+            break;
+        }
+        // A compressed name has no business in a question.
+        if length > 63 {
+            return None;
+        }
+        labels.push(String::from_utf8_lossy(packet.get(at..at + length)?).into_owned());
+        at += length;
+    }
+    let kind = u16::from_be_bytes(packet.get(at..at + 2)?.try_into().ok()?);
+    packet.get(at + 2..at + 4)?;
+    Some((labels.join("."), kind, at + 4))
+}
+
+fn reply(query: &[u8], kind: u16, answer: Ipv4Addr) -> Vec<u8> {
+    let answers = u8::from(kind == TYPE_A);
+    let mut packet = query.to_vec();
+    // A response, authoritative, recursion available; one question, no authority and no additional records.
+    packet[2] = 0x84 | (query[2] & 1);
+    packet[3] = 0x80;
+    packet[4..12].copy_from_slice(&[0, 1, 0, answers, 0, 0, 0, 0]);
+    if answers == 1 {
+        packet.extend_from_slice(&[0xc0, 12, 0, 1, 0, 1, 0, 0, 0, 60, 0, 4]);
+        packet.extend_from_slice(&answer.octets());
+    }
+    packet
+}
