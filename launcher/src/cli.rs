@@ -1,0 +1,214 @@
+//! Which words are ours and which are pi's. Our options are long ones, before the first word that is not one of them; `--` ends
+//! them; everything after that is pi's, byte for byte. A first word that names one of our commands is ours.
+//! The table of options is clap's own, so that what is split off and what is parsed cannot differ.
+
+use std::ffi::{OsStr, OsString};
+use std::str::FromStr;
+
+use clap::{ArgAction, CommandFactory, Parser, Subcommand};
+
+/// Runs the pi coding agent on the repository you are in, locked into a container.
+#[derive(Debug, Parser)]
+#[command(
+    name = "pi-docker",
+    version,
+    disable_help_flag = true,
+    disable_version_flag = true,
+    disable_help_subcommand = true,
+    override_usage = "pi-docker [OPTIONS] [--] [PI_ARGS]...\n       pi-docker COMMAND [ARGS]...",
+    after_help = AFTER_HELP,
+)]
+struct Cli {
+    #[command(flatten)]
+    options: Options,
+    /// Print this help; `pi-docker -- --help` prints pi's
+    #[arg(long, action = ArgAction::Help, global = true)]
+    help: Option<bool>,
+    /// Print the version; `pi-docker -- --version` prints pi's
+    #[arg(long, action = ArgAction::Version)]
+    version: Option<bool>,
+    #[command(subcommand)]
+    command: Option<Command>,
+}
+
+const AFTER_HELP: &str = "\
+Everything from the first word that is not one of these options goes to pi unchanged, and pi's exit status comes back:
+  pi-docker \"refactor the auth module\"
+  pi-docker --yes -p \"add unit tests for utils.ts\"
+  pi-docker -- doctor        a word that is also a command of pi-docker, sent to pi";
+
+/// What a session is started with.
+#[derive(Debug, Default, Clone, PartialEq, Eq, clap::Args)]
+pub(crate) struct Options {
+    /// Go on where a question would be asked
+    #[arg(long)]
+    pub(crate) yes: bool,
+    /// Print what would be run and every fact it was decided on; start nothing
+    #[arg(long)]
+    pub(crate) dry_run: bool,
+    /// Build the images again before the start
+    #[arg(long)]
+    pub(crate) rebuild: bool,
+    /// Leave the login in ~/.pi/agent/auth.json at the end of the session
+    #[arg(long)]
+    pub(crate) keep_auth: bool,
+    /// Run the agent as this user, by number, instead of the repository's owner
+    #[arg(long, value_name = "UID:GID")]
+    pub(crate) user: Option<Owner>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Subcommand)]
+pub(crate) enum Command {
+    /// End the sessions of the repository you are in, as if pi had been asked to quit
+    Stop {
+        /// End the sessions of every repository
+        #[arg(long)]
+        all: bool,
+    },
+}
+
+/// A user and a group by number.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Owner {
+    pub(crate) uid: u32,
+    pub(crate) gid: u32,
+}
+
+impl FromStr for Owner {
+    type Err = &'static str;
+
+    fn from_str(text: &str) -> Result<Owner, Self::Err> {
+        let wrong = "expected two numbers, as in 1000:1000";
+        let (uid, gid) = text.split_once(':').ok_or(wrong)?;
+        Ok(Owner { uid: uid.parse().map_err(|_| wrong)?, gid: gid.parse().map_err(|_| wrong)? })
+    }
+}
+
+/// What the command line asks for.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum Invocation {
+    Session { options: Options, pi_args: Vec<OsString> },
+    Command { options: Options, command: Command },
+}
+
+/// Reads the words after the program's name. The error is clap's: it knows how to print itself and what status it means.
+pub(crate) fn parse(words: Vec<OsString>) -> Result<Invocation, clap::Error> {
+    let table = Cli::command();
+    let (mut ours, rest) = split(&table, words);
+    let name = rest.first().and_then(|word| word.to_str()).unwrap_or("");
+    let is_command = !ours.ended && table.get_subcommands().any(|c| c.get_name() == name);
+    let mut line = vec![OsString::from("pi-docker")];
+    line.append(&mut ours.words);
+    if !is_command {
+        let cli = Cli::try_parse_from(line)?;
+        return Ok(Invocation::Session { options: cli.options, pi_args: rest });
+    }
+    line.extend(rest);
+    let cli = Cli::try_parse_from(line)?;
+    Ok(match cli.command {
+        Some(command) => Invocation::Command { options: cli.options, command },
+        None => Invocation::Session { options: cli.options, pi_args: Vec::new() },
+    })
+}
+
+struct Ours {
+    words: Vec<OsString>,
+    /// Whether `--` said that the rest is pi's.
+    ended: bool,
+}
+
+fn split(table: &clap::Command, words: Vec<OsString>) -> (Ours, Vec<OsString>) {
+    let mut ours = Ours { words: Vec::new(), ended: false };
+    let mut words = words.into_iter();
+    while let Some(word) = words.next() {
+        if word == "--" {
+            ours.ended = true;
+            return (ours, words.collect());
+        }
+        match own_option(table, &word) {
+            Some(wants_value) => {
+                ours.words.push(word);
+                if wants_value {
+                    ours.words.extend(words.next());
+                }
+            }
+            None => return (ours, std::iter::once(word).chain(words).collect()),
+        }
+    }
+    (ours, Vec::new())
+}
+
+/// `Some(true)` for an option of ours whose value is the next word.
+fn own_option(table: &clap::Command, word: &OsStr) -> Option<bool> {
+    let name = word.to_str()?.strip_prefix("--")?;
+    let (name, has_value) = name.split_once('=').map_or((name, false), |(name, _)| (name, true));
+    let arg = table.get_arguments().find(|arg| arg.get_long() == Some(name))?;
+    Some(arg.get_action().takes_values() && !has_value)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::ffi::OsStringExt;
+
+    use super::*;
+
+    fn session(words: &[&str]) -> (Options, Vec<OsString>) {
+        match parse(words.iter().map(OsString::from).collect()) {
+            Ok(Invocation::Session { options, pi_args }) => (options, pi_args),
+            other => panic!("not a session: {other:?}"),
+        }
+    }
+
+    #[test]
+    fn pi_gets_its_words_unchanged() {
+        for words in [
+            &["-p", "add \"unit\" tests", "a\nb", "", "--leading", "--", "$HOME ${X}"][..],
+            &["--model", "x", "--yes"],
+            &["-h"],
+            &["--yess"],
+            &["-", "--dry-run"],
+        ] {
+            let (options, pi_args) = session(words);
+            assert_eq!(options, Options::default(), "{words:?}");
+            assert_eq!(pi_args, words.iter().map(OsString::from).collect::<Vec<_>>());
+        }
+    }
+
+    #[test]
+    fn own_options_end_at_the_first_word_that_is_not_one() {
+        let (options, pi_args) = session(&["--yes", "--user", "7:8", "-p", "--rebuild"]);
+        assert!(options.yes && !options.rebuild);
+        assert_eq!(options.user, Some(Owner { uid: 7, gid: 8 }));
+        assert_eq!(pi_args, ["-p", "--rebuild"]);
+        let (options, pi_args) = session(&["--user=7:8", "--", "--yes", "--"]);
+        assert!(!options.yes && options.user.is_some());
+        assert_eq!(pi_args, ["--yes", "--"]);
+    }
+
+    #[test]
+    fn bytes_that_are_not_utf_8_stay_as_they_are() {
+        let odd = OsString::from_vec(vec![b'-', b'-', b'y', 0xff]);
+        match parse(vec![odd.clone()]) {
+            Ok(Invocation::Session { pi_args, .. }) => assert_eq!(pi_args, [odd]),
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn a_first_word_that_is_a_command_is_ours_and_a_dash_dash_sends_it_to_pi() {
+        let words = |words: &[&str]| words.iter().map(OsString::from).collect::<Vec<_>>();
+        let stop = Command::Stop { all: true };
+        assert!(matches!(parse(words(&["stop", "--all"])), Ok(Invocation::Command { command, .. }) if command == stop));
+        assert_eq!(session(&["--", "stop"]).1, ["stop"]);
+        assert_eq!(session(&["please", "stop"]).1, ["please", "stop"]);
+        assert_eq!(parse(words(&["stop", "now"])).unwrap_err().exit_code(), 2);
+    }
+
+    #[test]
+    fn a_wrong_value_of_an_own_option_is_a_usage_error() {
+        for words in [&["--user", "root"][..], &["--user"], &["--yes=1"]] {
+            let error = parse(words.iter().map(OsString::from).collect()).unwrap_err();
+            assert_eq!(error.exit_code(), 2, "{words:?}");
+        }
+    }
+}

@@ -1,0 +1,261 @@
+#![expect(clippy::disallowed_methods, reason = "this is the one place that starts docker")]
+//! The docker command: what it is started with, and the few questions and orders that a session has for it.
+//! Its environment is a chosen one: no COMPOSE_ variable, no secret.
+
+use std::collections::BTreeMap;
+use std::ffi::{OsStr, OsString};
+use std::io;
+use std::process::{Child, Command, Output, Stdio};
+use std::sync::mpsc;
+use std::thread;
+use std::time::Duration;
+
+use anyhow::{Context, Result, anyhow};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use serde_json::Value;
+
+use crate::config::Config;
+use crate::error::hinted;
+
+/// How long an engine may take for a question; one that is alive needs a fraction of a second.
+const ANSWER: Duration = Duration::from_secs(15);
+/// The container's own grace period, and then some.
+const STOP: Duration = Duration::from_secs(40);
+
+pub(crate) struct Docker {
+    env: Vec<(OsString, OsString)>,
+    host: Option<String>,
+}
+
+/// What answers.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct Engine {
+    pub(crate) version: String,
+    pub(crate) compose: String,
+}
+
+impl Docker {
+    /// `extra` is what docker compose fills into its files, besides the settings of the configuration.
+    pub(crate) fn new(config: &Config, extra: &BTreeMap<&'static str, String>) -> Docker {
+        let mut env = config.docker_env.clone();
+        for (name, value) in config.settings.iter().chain(extra) {
+            env.retain(|(known, _)| known != name);
+            env.push((name.into(), value.into()));
+        }
+        Docker { env, host: config.docker_host.clone() }
+    }
+
+    /// Finds out whether there is an engine that a session can run on; if not, the error says why.
+    pub(crate) fn engine(&self) -> Result<Engine> {
+        let output = self.ask(["info", "--format", "{{json .}}"], ANSWER)?;
+        let info: Value = serde_json::from_slice(&output.stdout).unwrap_or_default();
+        let endpoint = match (&self.host, info["ClientInfo"]["Context"].as_str()) {
+            (Some(host), _) => Some(host.clone()),
+            (None, None | Some("default")) => None,
+            (None, Some(context)) => {
+                let output = self.ask(["context", "inspect", "--format", "{{.Endpoints.docker.Host}}", context], ANSWER)?;
+                Some(String::from_utf8_lossy(&output.stdout).trim().to_owned())
+            }
+        };
+        judge(&info, endpoint.as_deref(), &String::from_utf8_lossy(&output.stderr))
+    }
+
+    /// The labels of a local image; `None` if there is no such image.
+    pub(crate) fn image_labels(&self, image: &str) -> Result<Option<BTreeMap<String, String>>> {
+        let output = self.ask(["image", "inspect", "--format", "{{json .Config.Labels}}", image], ANSWER)?;
+        if output.status.success() {
+            let labels: Option<BTreeMap<String, String>> =
+                serde_json::from_slice(&output.stdout).with_context(|| format!("cannot read the labels of '{image}'"))?;
+            return Ok(Some(labels.unwrap_or_default()));
+        }
+        if String::from_utf8_lossy(&output.stderr).to_lowercase().contains("no such image") {
+            return Ok(None);
+        }
+        Err(failed("cannot look at the image", image, &output))
+    }
+
+    /// Makes a volume, if it is not there yet.
+    pub(crate) fn create_volume(&self, name: &str) -> Result<()> {
+        let output = self.ask(["volume", "create", "--label", "pi-docker.cache=1", name], ANSWER)?;
+        if output.status.success() { Ok(()) } else { Err(failed("cannot make the volume", name, &output)) }
+    }
+
+    /// Asks a container to end, and waits until it has. An error if there is none of this name.
+    pub(crate) fn stop(&self, container: &str) -> Result<()> {
+        let output = self.ask(["stop", container], STOP)?;
+        if output.status.success() { Ok(()) } else { Err(failed("cannot stop", container, &output)) }
+    }
+
+    /// Ends a container at once. Nothing to end is no error.
+    pub(crate) fn kill(&self, container: &str) {
+        let _ = self.ask(["kill", container], ANSWER);
+    }
+
+    /// Removes every container and network of a compose project; a session's networks are its own. Stops nothing gently.
+    pub(crate) fn remove_project(&self, project: &str) -> Result<()> {
+        let filter = format!("label=com.docker.compose.project={project}");
+        let (containers, networks) = thread::scope(|scope| {
+            let networks = scope.spawn(|| self.list(["network", "ls", "--quiet", "--filter", &filter]));
+            let containers = self.list(["ps", "--all", "--quiet", "--filter", &filter]);
+            (containers, networks.join().unwrap_or_else(|_| Err(anyhow!("cannot list networks"))))
+        });
+        self.remove(&["rm", "--force", "--volumes"], containers?)?;
+        self.remove(&["network", "rm", "--force"], networks?)
+    }
+
+    fn remove(&self, verb: &[&str], ids: Vec<String>) -> Result<()> {
+        if ids.is_empty() {
+            return Ok(());
+        }
+        let words = verb.iter().map(|w| (*w).to_owned()).chain(ids.iter().cloned());
+        let output = self.ask(words, STOP)?;
+        if output.status.success() { Ok(()) } else { Err(failed("cannot remove", &ids.join(" "), &output)) }
+    }
+
+    fn list<const N: usize>(&self, words: [&str; N]) -> Result<Vec<String>> {
+        let output = self.ask(words, ANSWER)?;
+        if !output.status.success() {
+            return Err(failed("cannot list", words[0], &output));
+        }
+        Ok(String::from_utf8_lossy(&output.stdout).lines().map(str::to_owned).collect())
+    }
+
+    /// Starts docker in the foreground, on this program's own terminal. `narration` sends its output to stderr.
+    pub(crate) fn spawn(&self, words: &[OsString], narration: bool) -> Result<Child> {
+        let mut command = self.command(words);
+        if narration {
+            command.stdin(Stdio::null()).stdout(io::stderr());
+        }
+        command.spawn().map_err(not_started)
+    }
+
+    /// Runs docker and returns what it says, unless it takes longer than `limit`.
+    pub(crate) fn ask<I, S>(&self, words: I, limit: Duration) -> Result<Output>
+    where
+        I: IntoIterator<Item = S>,
+        S: AsRef<OsStr>,
+    {
+        let mut command = self.command(words);
+        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        // A group of its own: Ctrl-C is for the program in the foreground, and the clean-up goes on.
+        std::os::unix::process::CommandExt::process_group(&mut command, 0);
+        let child = command.spawn().map_err(not_started)?;
+        let pid = child.id();
+        let (sender, answer) = mpsc::channel();
+        thread::spawn(move || sender.send(child.wait_with_output()));
+        match answer.recv_timeout(limit) {
+            Ok(output) => output.context("cannot read what docker says"),
+            Err(_) => {
+                if let Ok(pid) = i32::try_from(pid) {
+                    let _ = kill(Pid::from_raw(pid), Signal::SIGKILL);
+                }
+                let hint = "see whether `docker info` answers; restart Docker if it does not";
+                Err(hinted(format!("cannot use Docker: no answer within {} s", limit.as_secs()), hint))
+            }
+        }
+    }
+
+    fn command<I, S>(&self, words: I) -> Command
+    where
+        I: IntoIterator<Item = S>,
+        S: AsRef<OsStr>,
+    {
+        let mut command = Command::new("docker");
+        command.env_clear().envs(self.env.iter().map(|(name, value)| (name, value))).args(words);
+        command
+    }
+}
+
+fn not_started(error: io::Error) -> anyhow::Error {
+    if error.kind() == io::ErrorKind::NotFound {
+        return hinted("cannot run 'docker': not found", "install Docker Engine 24 or newer, or Docker Desktop");
+    }
+    anyhow!("cannot run 'docker': {error}")
+}
+
+fn failed(what: &str, name: &str, output: &Output) -> anyhow::Error {
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    let why = stderr.lines().rev().find(|line| !line.trim().is_empty()).unwrap_or("docker does not say why");
+    anyhow!("{what} '{name}': {}", why.trim())
+}
+
+/// Whether a session can run on the engine that `info` describes, reached at `endpoint`.
+fn judge(info: &Value, endpoint: Option<&str>, stderr: &str) -> Result<Engine> {
+    if let Some(host) = endpoint
+        && !(host.starts_with("unix://") || host.starts_with("npipe://") || host.starts_with("fd://"))
+    {
+        return Err(hinted(
+            format!("cannot use the remote engine '{host}': it cannot mount this machine's folders"),
+            "unset DOCKER_HOST, or `docker context use default`",
+        ));
+    }
+    let Some(version) = info["ServerVersion"].as_str().filter(|v| !v.is_empty()) else {
+        let told = info["ServerErrors"][0].as_str().unwrap_or(stderr);
+        let why = told.lines().map(str::trim).find(|line| !line.is_empty()).unwrap_or("no answer");
+        return Err(hinted(format!("cannot reach the Docker engine: {why}"), "start Docker, then try again"));
+    };
+    let options = info["SecurityOptions"].as_array().map(Vec::as_slice).unwrap_or_default();
+    if options.iter().filter_map(Value::as_str).any(|option| option.contains("name=rootless")) {
+        return Err(hinted(
+            "cannot use a rootless engine: it maps user numbers, so the agent could not be the owner of its files",
+            "use Docker Engine as root, or Docker Desktop",
+        ));
+    }
+    if major(version) < 24 {
+        return Err(hinted(format!("cannot use Docker Engine {version}: older than 24"), "update Docker"));
+    }
+    let plugins = info["ClientInfo"]["Plugins"].as_array().map(Vec::as_slice).unwrap_or_default();
+    let compose = plugins.iter().find(|plugin| plugin["Name"] == "compose").and_then(|plugin| plugin["Version"].as_str());
+    match compose {
+        Some(compose) if major(compose) >= 2 => {
+            Ok(Engine { version: version.to_owned(), compose: compose.to_owned() })
+        }
+        _ => Err(hinted("cannot find Docker Compose v2", "install the package docker-compose-plugin")),
+    }
+}
+
+fn major(version: &str) -> u32 {
+    let digits: String = version.trim_start_matches('v').chars().take_while(char::is_ascii_digit).collect();
+    digits.parse().unwrap_or(0)
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn info(version: &str, compose: &str) -> Value {
+        json!({
+            "ServerVersion": version, "SecurityOptions": ["name=seccomp,profile=builtin"],
+            "ClientInfo": { "Plugins": [{ "Name": "buildx" }, { "Name": "compose", "Version": compose }] },
+        })
+    }
+
+    fn refusal(info: &Value, endpoint: Option<&str>) -> String {
+        format!("{:#}", judge(info, endpoint, "").unwrap_err())
+    }
+
+    #[test]
+    fn a_local_engine_24_with_compose_2_is_taken() {
+        for version in ["24.0.0", "26.1.5+dfsg1"] {
+            assert!(judge(&info(version, "2.26.1-4"), Some("unix:///var/run/docker.sock"), "").is_ok());
+        }
+        assert!(judge(&info("28.0", "v5.0.0"), None, "").is_ok());
+    }
+
+    #[test]
+    fn what_a_session_cannot_run_on_is_refused_with_the_reason() {
+        assert!(refusal(&info("20.10.24", "2.2"), None).contains("older than 24"));
+        assert!(refusal(&info("26.1", "1.29"), None).contains("Compose v2"));
+        for host in ["tcp://10.0.0.1:2375", "ssh://me@host"] {
+            assert!(refusal(&info("26.1", "2.26"), Some(host)).contains("remote"));
+        }
+        let mut rootless = info("26.1", "2.26");
+        rootless["SecurityOptions"] = json!(["name=rootless"]);
+        assert!(refusal(&rootless, None).contains("rootless"));
+        let dead = json!({ "ServerErrors": ["Cannot connect to the Docker daemon at unix:///x."] });
+        assert!(refusal(&dead, None).contains("Cannot connect"));
+    }
+}

@@ -1,0 +1,158 @@
+//! What a session is decided on: found out before anything is changed, said to the user, and where the user has a say, asked.
+
+use std::ffi::OsString;
+use std::thread;
+use std::time::SystemTime;
+
+use anyhow::{Result, anyhow};
+use nix::unistd::{getegid, geteuid};
+
+use crate::cli::{Options, Owner};
+use crate::config::Config;
+use crate::credentials::{AuthFile, github_token};
+use crate::docker::{Docker, Engine};
+use crate::error::{Silent, hinted};
+use crate::gitconfig::{Identity, identity};
+use crate::home::Home;
+use crate::images::{self, Image};
+use crate::repo::{GitFacts, Head, Place};
+use crate::secret::Secret;
+use crate::terminal::{Terminal, printable};
+
+pub(crate) struct Facts {
+    pub(crate) place: Place,
+    /// Who the agent runs as.
+    pub(crate) user: Owner,
+    pub(crate) git: GitFacts,
+    pub(crate) identity: Option<Identity>,
+    pub(crate) token: Option<Secret>,
+    pub(crate) auth: AuthFile,
+    pub(crate) engine: Engine,
+    pub(crate) images: [Image; 2],
+    pub(crate) image_states: [images::State; 2],
+}
+
+impl Facts {
+    /// Finds everything out; what can be asked at the same time is.
+    pub(crate) fn collect(config: &Config, options: &Options, home: &Home, place: Place, images: [Image; 2], docker: &Docker) -> Result<Facts> {
+        let user = agent_user(options.user, place.owner)?;
+        let auth = AuthFile::read(&config.agent_dir.join("auth.json"))?;
+        let token = github_token(config.github_token.as_ref(), &home.token_file())?;
+        let (engine, image_states, git) = thread::scope(|scope| {
+            let engine = scope.spawn(|| docker.engine());
+            let image_states = scope.spawn(|| images::states(docker, &images));
+            let git = place.git_facts(config);
+            let died = |_| anyhow!("cannot find out about Docker");
+            (engine.join().map_err(died), image_states.join().map_err(died), git)
+        });
+        // The engine's own answer first: without one, the others fail too, and say less.
+        let engine = engine??;
+        let git = git?;
+        Ok(Facts {
+            identity: identity(&git.settings, &config.git_identity),
+            image_states: image_states??,
+            place,
+            user,
+            git,
+            token,
+            auth,
+            engine,
+            images,
+        })
+    }
+
+    /// The lines that every session begins with.
+    pub(crate) fn banner(&self, project: &str, workdir: &str) -> String {
+        let branch = match &self.git.head {
+            Head::Branch(name) | Head::Unborn(name) => name.clone(),
+            Head::Detached(commit) => format!("(detached at {})", commit.get(..12).unwrap_or(commit)),
+        };
+        let root = self.place.root.display().to_string();
+        format!(
+            "repo     {}\nbranch   {}\npath     {}\nproject: {project}",
+            printable(&root),
+            printable(&branch),
+            printable(workdir)
+        )
+    }
+
+    /// Says what the session starts without.
+    pub(crate) fn warn(&self, terminal: &Terminal) {
+        match &self.git.head {
+            Head::Branch(_) => {}
+            Head::Unborn(_) => {
+                terminal.warn("the repository has no commit yet: subagents cannot start", "make a first commit");
+            }
+            Head::Detached(_) => terminal.warn(
+                "HEAD is detached: subagents cannot start, for a pull request needs a branch to go to",
+                "git switch BRANCH",
+            ),
+        }
+        if !self.git.has_remote {
+            terminal.warn("the repository has no remote: subagents can neither push nor open pull requests", "git remote add origin URL");
+        }
+        if self.identity.is_none() {
+            let hint = "git config --global user.name \"…\" and git config --global user.email \"…\"";
+            terminal.warn("git knows no name and email of yours: commits will fail", hint);
+        }
+        if self.image_states.contains(&images::State::Stale) {
+            terminal.warn("images are older than their sources", "pi-docker --rebuild");
+        }
+        if self.auth.anthropic_has_expired(SystemTime::now()) {
+            terminal.warn(
+                "Anthropic session token is expired: pi will try to refresh it, which may fail",
+                "log in again with pi if it does",
+            );
+        }
+    }
+
+    /// Asks whether to go on without what most sessions need.
+    pub(crate) fn ask(&self, terminal: &Terminal, config: &Config, home: &Home) -> Result<()> {
+        let go_on = |question: &str, fix: &str| match terminal.confirm(question, fix) {
+            Ok(true) => Ok(()),
+            Ok(false) => Err(Silent(1).into()),
+            Err(e) => Err(e),
+        };
+        if self.token.is_none() {
+            let fix = format!("put a token into '{}', or export PI_GH_TOKEN", home.token_file().display());
+            terminal.warn("No GitHub token found: nothing can be pushed, no pull request opened", &fix);
+            go_on("Go on without GitHub?", &fix)?;
+        }
+        if self.auth.digest.is_none() && config.provider_keys.is_empty() {
+            let fix = "export ANTHROPIC_API_KEY, or log in with pi";
+            terminal.warn("No Anthropic auth found, nor a key or login of another provider", fix);
+            go_on("Go on without a login?", fix)?;
+        }
+        Ok(())
+    }
+}
+
+/// The words for pi as text: the way to the engine is JSON.
+pub(crate) fn words_for_pi(words: Vec<OsString>) -> Result<Vec<String>> {
+    let text = |word: OsString| word.into_string().map_err(|word| anyhow!("cannot pass '{}' to pi: it is not valid UTF-8", word.display()));
+    words.into_iter().map(text).collect()
+}
+
+/// Who the agent runs as: the one that was asked for, else the repository's owner; never root.
+fn agent_user(asked: Option<Owner>, owner: Owner) -> Result<Owner> {
+    let me = (geteuid(), getegid());
+    let hint = if me.0.is_root() {
+        "chown the repository to an ordinary user, or pass --user UID:GID".to_owned()
+    } else {
+        format!("chown the repository to yourself, or pass --user {}:{}", me.0, me.1)
+    };
+    match asked {
+        Some(user) if user.uid == 0 || user.gid == 0 => Err(hinted("cannot run the agent as root", "pass another --user UID:GID")),
+        Some(user) => Ok(user),
+        None if owner.uid == 0 => {
+            Err(hinted("cannot start: the repository belongs to root, and the agent runs as its owner", hint))
+        }
+        None if !me.0.is_root() && owner.uid != me.0.as_raw() => {
+            Err(hinted(format!("cannot start: the repository belongs to another user ({})", owner.uid), hint))
+        }
+        None if owner.gid == 0 => {
+            Err(hinted("cannot start: the repository belongs to root's group, and the agent runs as its owner", hint))
+        }
+        None => Ok(owner),
+    }
+}

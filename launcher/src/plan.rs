@@ -1,0 +1,197 @@
+//! What a session will run, as one plain value: made from facts, looked at by --dry-run, carried out by session.rs.
+//! Nothing here touches the machine.
+
+use std::collections::BTreeMap;
+use std::ffi::OsString;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+
+use crate::cli::Owner;
+
+/// The names of a session's parts, all made from the repository's name and eight random digits.
+#[derive(Debug, Clone)]
+pub(crate) struct Names {
+    pub(crate) session: String,
+    pub(crate) project: String,
+    pub(crate) container: String,
+    pub(crate) repository_id: String,
+}
+
+impl Names {
+    pub(crate) fn new(safe_name: &str, repository_id: &str, session: &str) -> Names {
+        let project = format!("pi-{safe_name}-{session}");
+        Names {
+            session: session.to_owned(),
+            container: format!("{project}-agent"),
+            repository_id: repository_id.to_owned(),
+            project,
+        }
+    }
+
+    /// The volume that a repository's caches are kept in.
+    pub(crate) fn cache_volume(&self) -> String {
+        format!("pi-docker-cache-{}", self.repository_id)
+    }
+}
+
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct Mount {
+    pub(crate) source: PathBuf,
+    pub(crate) target: String,
+    pub(crate) read_only: bool,
+}
+
+impl Mount {
+    fn new(source: impl Into<PathBuf>, target: impl Into<String>, read_only: bool) -> Mount {
+        Mount { source: source.into(), target: target.into(), read_only }
+    }
+}
+
+/// Where on the host everything is that a session needs.
+pub(crate) struct Places<'a> {
+    pub(crate) home: &'a Path,
+    pub(crate) root: &'a Path,
+    pub(crate) subfolder: &'a Path,
+    pub(crate) state: &'a Path,
+    pub(crate) run: &'a Path,
+    pub(crate) auth: &'a Path,
+}
+
+/// What the user has decided.
+pub(crate) struct Choices<'a> {
+    pub(crate) pi_args: &'a [String],
+    pub(crate) user: Owner,
+    pub(crate) keep_auth: bool,
+    /// Overlays of the user's own, applied last.
+    pub(crate) compose_files: &'a [PathBuf],
+    pub(crate) compose_override: Option<PathBuf>,
+    pub(crate) interactive: bool,
+    /// Whether the host labels its files, so that a container may not open them unless told otherwise.
+    pub(crate) selinux: bool,
+    /// What must not answer from inside.
+    pub(crate) canary: &'a [SocketAddr],
+}
+
+#[derive(Debug)]
+pub(crate) struct Plan {
+    pub(crate) names: Names,
+    pub(crate) mounts: Vec<Mount>,
+    pub(crate) proxy_mounts: Vec<Mount>,
+    /// The agent's variables that are this session's own.
+    pub(crate) environment: BTreeMap<&'static str, String>,
+    pub(crate) workdir: String,
+    pub(crate) selinux: bool,
+    /// The words after `docker`.
+    pub(crate) command: Vec<OsString>,
+}
+
+impl Plan {
+    pub(crate) fn new(names: Names, places: &Places, choices: &Choices) -> Plan {
+        let workdir = match places.subfolder.to_str() {
+            None | Some("") => "/workspace".to_owned(),
+            Some(subfolder) => format!("/workspace/{subfolder}"),
+        };
+        let mut mounts = vec![Mount::new(places.root, "/workspace", false)];
+        mounts.extend(git_mounts(places));
+        mounts.extend([
+            Mount::new(places.state.join("sessions"), "/home/pi/.pi/agent/sessions", false),
+            Mount::new(places.auth, "/run/pi-docker/auth.json", false),
+            Mount::new(places.run.join("in"), "/run/pi-docker/in", true),
+            Mount::new(places.run.join("control"), "/run/pi-docker/control", false),
+        ]);
+        let canary: Vec<String> = choices.canary.iter().map(SocketAddr::to_string).collect();
+        let environment = BTreeMap::from([
+            ("PI_DOCKER_MODE", "session".to_owned()),
+            ("PI_DOCKER_SESSION", names.session.clone()),
+            ("PI_DOCKER_UID", choices.user.uid.to_string()),
+            ("PI_DOCKER_GID", choices.user.gid.to_string()),
+            ("PI_DOCKER_WORKDIR", workdir.clone()),
+            ("PI_DOCKER_CANARY", canary.join(",")),
+            ("PI_DOCKER_KEEP_AUTH", u8::from(choices.keep_auth).to_string()),
+        ]);
+        Plan {
+            command: run_command(&names, places, choices),
+            mounts,
+            proxy_mounts: vec![Mount::new(places.run.join("squid"), "/etc/squid/session", true)],
+            environment,
+            workdir,
+            selinux: choices.selinux,
+            names,
+        }
+    }
+}
+
+/// Where git's own files come from: the repository's `.git` as it is, the worktrees from the state of this repository.
+fn git_mounts(places: &Places) -> Vec<Mount> {
+    vec![Mount::new(places.state.join("worktrees"), "/workspace/.worktrees", false)]
+}
+
+fn run_command(names: &Names, places: &Places, choices: &Choices) -> Vec<OsString> {
+    let mut words = compose(places.home, choices.compose_override.as_deref());
+    words.extend(["-f".into(), places.run.join("compose.json").into()]);
+    for file in choices.compose_files {
+        words.extend(["-f".into(), file.into()]);
+    }
+    words.extend(["--progress", "quiet", "-p", &names.project, "run", "--rm"].map(OsString::from));
+    if !choices.interactive {
+        words.push("-T".into());
+    }
+    words.extend(["--name", &names.container, "pi"].map(OsString::from));
+    words.extend(choices.pi_args.iter().map(OsString::from));
+    words
+}
+
+/// `compose` with the shipped file and its local override; nothing that lies in the user's folder is read.
+pub(crate) fn compose(home: &Path, compose_override: Option<&Path>) -> Vec<OsString> {
+    let mut words: Vec<OsString> = ["compose", "--env-file", "/dev/null", "--project-directory"].map(OsString::from).into();
+    words.extend([home.into(), "-f".into(), home.join("docker-compose.yml").into()]);
+    if let Some(file) = compose_override {
+        words.extend(["-f".into(), file.into()]);
+    }
+    words
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use super::*;
+
+    pub(crate) fn plan(subfolder: &str, pi_args: &[&str]) -> Plan {
+        let places = Places {
+            home: Path::new("/h"),
+            root: Path::new("/r/a b:$x"),
+            subfolder: Path::new(subfolder),
+            state: Path::new("/h/state/id"),
+            run: Path::new("/h/run/s"),
+            auth: Path::new("/u/auth.json"),
+        };
+        let pi_args: Vec<String> = pi_args.iter().map(|a| (*a).to_owned()).collect();
+        let choices = Choices {
+            pi_args: &pi_args,
+            user: Owner { uid: 1000, gid: 100 },
+            keep_auth: false,
+            compose_files: &["/x/over.yml".into()],
+            compose_override: None,
+            interactive: false,
+            selinux: false,
+            canary: &["10.0.0.2:4711".parse().unwrap()],
+        };
+        Plan::new(Names::new("a-b", "id", "0123abcd"), &places, &choices)
+    }
+
+    #[test]
+    fn the_command_ends_in_pis_words_and_the_users_overlays_come_last() {
+        let command = plan("", &["-p", "--x", "$y"]).command;
+        let text: Vec<&str> = command.iter().map(|w| w.to_str().unwrap()).collect();
+        assert_eq!(
+            text.join(" "),
+            "compose --env-file /dev/null --project-directory /h -f /h/docker-compose.yml -f /h/run/s/compose.json \
+             -f /x/over.yml --progress quiet -p pi-a-b-0123abcd run --rm -T --name pi-a-b-0123abcd-agent pi -p --x $y"
+        );
+    }
+
+    #[test]
+    fn pi_starts_in_the_folder_the_user_is_in() {
+        assert_eq!(plan("docs/my notes", &[]).workdir, "/workspace/docs/my notes");
+        assert_eq!(plan("", &[]).workdir, "/workspace");
+    }
+}
