@@ -89,7 +89,7 @@ pub(crate) async fn answer(world: &World, scenario: &Scenario, asked: Asked<'_>,
         Err(refusal) => {
             let status = StatusCode::from_u16(refusal.0).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
             let thread = body["thread"]["type"].as_str().unwrap_or("none");
-            asked.record(world, status, auth, json!({ "error": refusal.2, "model": body["model"], "thread": thread }));
+            asked.record(world, status, auth, json!({ "conversation": script::title(body["messages"].as_array().map_or(&[][..], Vec::as_slice)), "error": refusal.2, "model": body["model"], "thread": thread }));
             Ok(refuse(world, status, &refusal))
         }
     }
@@ -188,7 +188,7 @@ fn summary(body: &Value, messages: &[Value], turn: &Turn) -> Value {
         "thread": body["thread"]["type"].as_str().unwrap_or("none"),
         "model": body["model"],
         "messages": messages.len(),
-        "last": if messages.last().is_some_and(script::has_tool_result) { "tool_result" } else { "text" },
+        "last": if script::ends_with_result(messages) { "tool_result" } else { "text" },
         "text": script::last_text(messages),
         "system": body["system"].as_array().map(|blocks| blocks.iter().map(|block| block["text"].clone()).collect::<Value>()),
         "tools": tools,

@@ -36,13 +36,17 @@ pub(crate) fn title(messages: &[Value]) -> String {
     first.unwrap_or_default().lines().next().unwrap_or("").chars().take(120).collect()
 }
 
-/// The text of the last message.
+/// The last message that is not the system's: pi may add one of those after a tool's result.
+fn last(messages: &[Value]) -> Option<&Value> {
+    messages.iter().rfind(|message| message["role"] != "system")
+}
+
 pub(crate) fn last_text(messages: &[Value]) -> String {
-    messages
-        .iter()
-        .rfind(|message| message["role"] != "system")
-        .map(|last| text_of(&last["content"]))
-        .unwrap_or_default()
+    last(messages).map(|last| text_of(&last["content"])).unwrap_or_default()
+}
+
+pub(crate) fn ends_with_result(messages: &[Value]) -> bool {
+    last(messages).is_some_and(has_tool_result)
 }
 
 fn last_user_text(messages: &[Value]) -> Option<(usize, String)> {
@@ -50,7 +54,7 @@ fn last_user_text(messages: &[Value]) -> Option<(usize, String)> {
     Some((at, text_of(&messages[at]["content"])))
 }
 
-pub(crate) fn has_tool_result(message: &Value) -> bool {
+fn has_tool_result(message: &Value) -> bool {
     message["content"].as_array().is_some_and(|blocks| blocks.iter().any(|block| block["type"] == "tool_result"))
 }
 
@@ -80,8 +84,7 @@ struct Known {
 
 impl Known {
     fn of(rule: &Rule, user: &str, messages: &[Value]) -> Self {
-        let result = messages.last().filter(|last| has_tool_result(last)).map(|last| text_of(&last["content"]));
-        let result = result.unwrap_or_default();
+        let result = if ends_with_result(messages) { last_text(messages) } else { String::new() };
         let mut pulls = Vec::new();
         for word in result.split(|c: char| c.is_whitespace() || "\"'()<>,".contains(c)) {
             if word.starts_with("https://github.com/") && word.contains("/pull/") && !pulls.contains(&word) {

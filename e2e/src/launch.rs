@@ -1,0 +1,182 @@
+//! Running the launcher as a user would: with arguments, an environment, input, with or without a terminal.
+
+use std::ffi::{OsStr, OsString};
+use std::io::{Read, Write};
+use std::os::unix::process::ExitStatusExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+
+use crate::pty::Pty;
+use crate::user::User;
+
+/// What a run of a program came to.
+#[derive(Debug)]
+pub struct Ran {
+    pub status: ExitStatus,
+    pub stdout: String,
+    pub stderr: String,
+    pub took: Duration,
+}
+
+impl Ran {
+    /// The exit status as a shell shows it.
+    pub fn code(&self) -> i32 {
+        self.status.code().unwrap_or_else(|| 128 + self.status.signal().unwrap_or(0))
+    }
+
+    /// This run, if it ended with `code`; else everything it said, as an error.
+    pub fn expect(self, code: i32) -> Result<Self> {
+        if self.code() != code {
+            bail!(
+                "exit status {} instead of {code}\n--- stdout\n{}\n--- stderr\n{}",
+                self.code(),
+                self.stdout,
+                self.stderr
+            );
+        }
+        Ok(self)
+    }
+}
+
+/// A command line of the launcher, not yet run.
+pub struct Launch {
+    pub(crate) command: Command,
+    user: User,
+    input: Option<Vec<u8>>,
+    limit: Duration,
+}
+
+impl Launch {
+    pub(crate) fn new(command: Command, user: User) -> Self {
+        Self { command, user, input: None, limit: Duration::from_secs(180) }
+    }
+
+    pub fn arg(mut self, arg: impl AsRef<OsStr>) -> Self {
+        self.command.arg(arg);
+        self
+    }
+
+    pub fn args<S: AsRef<OsStr>>(mut self, args: impl IntoIterator<Item = S>) -> Self {
+        self.command.args(args);
+        self
+    }
+
+    pub fn env(mut self, name: &str, value: impl AsRef<OsStr>) -> Self {
+        self.command.env(name, value);
+        self
+    }
+
+    pub fn without(mut self, name: &str) -> Self {
+        self.command.env_remove(name);
+        self
+    }
+
+    pub fn within(mut self, dir: impl AsRef<Path>) -> Self {
+        self.command.current_dir(dir);
+        self
+    }
+
+    pub fn input(mut self, text: impl Into<Vec<u8>>) -> Self {
+        self.input = Some(text.into());
+        self
+    }
+
+    /// How long it may take before the test fails.
+    pub fn limit(mut self, limit: Duration) -> Self {
+        self.limit = limit;
+        self
+    }
+
+    /// Runs it to its end, without a terminal.
+    pub fn run(self) -> Result<Ran> {
+        self.start()?.finish()
+    }
+
+    /// Starts it without a terminal.
+    pub fn start(mut self) -> Result<Running> {
+        let stdin = if self.input.is_some() { Stdio::piped() } else { Stdio::null() };
+        self.command.stdin(stdin).stdout(Stdio::piped()).stderr(Stdio::piped());
+        let mut child = self.command.spawn().context("cannot start the launcher")?;
+        if let (Some(input), Some(mut stdin)) = (self.input, child.stdin.take()) {
+            thread::spawn(move || stdin.write_all(&input));
+        }
+        let collect = |pipe: Option<Box<dyn Read + Send>>| {
+            thread::spawn(move || {
+                let mut bytes = Vec::new();
+                if let Some(mut pipe) = pipe {
+                    let _ = pipe.read_to_end(&mut bytes);
+                }
+                String::from_utf8_lossy(&bytes).into_owned()
+            })
+        };
+        let stdout = collect(child.stdout.take().map(|pipe| Box::new(pipe) as _));
+        let stderr = collect(child.stderr.take().map(|pipe| Box::new(pipe) as _));
+        Ok(Running { child, stdout, stderr, started: Instant::now(), limit: self.limit })
+    }
+
+    /// Starts it on a terminal of its own.
+    pub fn start_on_terminal(self) -> Result<Pty> {
+        Pty::start(&self.command, self.user.uid)
+    }
+
+    /// The words of the command line, for a person.
+    pub fn words(&self) -> Vec<OsString> {
+        std::iter::once(self.command.get_program()).chain(self.command.get_args()).map(OsStr::to_owned).collect()
+    }
+}
+
+/// A launcher that runs.
+pub struct Running {
+    child: Child,
+    stdout: JoinHandle<String>,
+    stderr: JoinHandle<String>,
+    started: Instant,
+    limit: Duration,
+}
+
+impl Running {
+    pub fn signal(&self, signal: Signal) -> Result<()> {
+        kill(Pid::from_raw(i32::try_from(self.child.id())?), signal).context("cannot signal the launcher")
+    }
+
+    pub fn has_ended(&mut self) -> Result<bool> {
+        Ok(self.child.try_wait()?.is_some())
+    }
+
+    /// Waits for its end. A launcher that takes longer than its limit is killed.
+    pub fn finish(mut self) -> Result<Ran> {
+        let status = loop {
+            if let Some(status) = self.child.try_wait()? {
+                break status;
+            }
+            if self.started.elapsed() > self.limit {
+                self.child.kill()?;
+                self.child.wait()?;
+                let (stdout, stderr) = (text(self.stdout), text(self.stderr));
+                bail!("no end after {} s\n--- stdout\n{stdout}\n--- stderr\n{stderr}", self.limit.as_secs());
+            }
+            thread::sleep(Duration::from_millis(10));
+        };
+        let took = self.started.elapsed();
+        Ok(Ran { status, stdout: text(self.stdout), stderr: text(self.stderr), took })
+    }
+}
+
+fn text(reader: JoinHandle<String>) -> String {
+    reader.join().unwrap_or_else(|_| "[lost]".into())
+}
+
+/// The launcher that is tested.
+pub fn launcher() -> Result<PathBuf> {
+    let path = match std::env::var_os("E2E_LAUNCHER") {
+        Some(path) => PathBuf::from(path),
+        None => crate::internet::manifest("../target/debug/pi-docker"),
+    };
+    path.canonicalize().with_context(|| format!("cannot find the launcher '{}'; cargo build makes it", path.display()))
+}
