@@ -1,0 +1,116 @@
+//! What the launcher and PID 1 tell each other: files in a directory that only root can reach in the container.
+//!
+//! ready (pi is about to be executed), log (one line each), result.json (the last thing written), heartbeat (read). They are
+//! written as the user, whose directory it is on the host. None of this may fail a session: what cannot be written is left out.
+
+use std::cell::Cell;
+use std::io::Write;
+use std::time::{Duration, Instant};
+
+use serde_json::json;
+
+use crate::sys::{files::Place, net};
+
+pub(crate) struct Control {
+    directory: Option<Place>,
+    /// Bytes that may still go into the log: it is on the host's disk, and some of its lines come from the agent's side.
+    left: Cell<usize>,
+}
+
+const LOG_LIMIT: usize = 1 << 20;
+const LINE_LIMIT: usize = 1000;
+
+impl Control {
+    pub(crate) fn new(directory: Option<Place>) -> Self {
+        Self { directory, left: Cell::new(LOG_LIMIT) }
+    }
+
+    /// Says a line to the user, and to the log.
+    pub(crate) fn say(&self, line: &str) {
+        let line = printable(line);
+        self.log(&line);
+        // A reader that has stopped must not hold up the end of the session.
+        let mut stderr = std::io::stderr();
+        if net::is_writable(&stderr) {
+            let _ = stderr.write_all(format!("pi-entrypoint: {line}\n").as_bytes());
+        }
+    }
+
+    /// A line for `pi-docker logs`.
+    pub(crate) fn log(&self, line: &str) {
+        let line = format!("{}\n", printable(line));
+        let Some(left) = self.left.get().checked_sub(line.len()) else { return };
+        self.left.set(left);
+        if let Some(Ok(mut file)) = self.directory.as_ref().map(|directory| directory.append("log")) {
+            let _ = file.write_all(line.as_bytes());
+        }
+    }
+
+    pub(crate) fn ready(&self) {
+        self.write("ready", &json!({"pid1": "ready"}).to_string());
+    }
+
+    pub(crate) fn result(&self, result: &serde_json::Value) {
+        self.write("result.json", &result.to_string());
+    }
+
+    /// A file of this directory to write a program's output to, emptied.
+    pub(crate) fn output(&self, name: &str) -> std::io::Result<std::fs::File> {
+        let missing = || std::io::Error::from(std::io::ErrorKind::NotFound);
+        self.directory.as_ref().ok_or_else(missing)?.rewrite(name)
+    }
+
+    pub(crate) fn remove(&self, name: &str) {
+        let _ = self.directory.as_ref().map(|directory| directory.unlink(name));
+    }
+
+    fn write(&self, name: &str, content: &str) {
+        if let Some(Ok(mut file)) = self.directory.as_ref().map(|directory| directory.rewrite(name)) {
+            let _ = file.write_all(format!("{content}\n").as_bytes());
+        }
+    }
+
+    fn beat(&self) -> Option<Vec<u8>> {
+        self.directory.as_ref()?.read("heartbeat", 256).ok()
+    }
+}
+
+/// No line break, no escape sequence, no end in sight: one line stays one line.
+fn printable(line: &str) -> String {
+    line.chars().map(|c| if c.is_control() { ' ' } else { c }).take(LINE_LIMIT).collect()
+}
+
+/// The launcher's sign of life. It is stale when its content has stayed the same over enough looks, not by the clock: a machine that
+/// was suspended has not been looked at.
+pub(crate) struct Heartbeat {
+    limit: Duration,
+    last: Option<Vec<u8>>,
+    looked: Instant,
+    silent: Duration,
+}
+
+impl Heartbeat {
+    pub(crate) fn new(limit: Duration, control: &Control) -> Self {
+        Self { limit, last: control.beat(), looked: Instant::now(), silent: Duration::ZERO }
+    }
+
+    /// How often to look.
+    pub(crate) fn interval(&self) -> Duration {
+        (self.limit / 8).min(Duration::from_secs(5))
+    }
+
+    /// Looks; true when the launcher has been silent for too long.
+    pub(crate) fn is_stale(&mut self, control: &Control) -> bool {
+        let now = Instant::now();
+        let since = now.duration_since(self.looked).min(self.interval() * 2);
+        self.looked = now;
+        let beat = control.beat();
+        if beat == self.last {
+            self.silent += since;
+        } else {
+            self.last = beat;
+            self.silent = Duration::ZERO;
+        }
+        self.silent >= self.limit
+    }
+}

@@ -1,0 +1,260 @@
+//! One main program, everything it leaves behind, and the signals that are meant for it.
+//!
+//! It waits in one place, for a signal or for the next look at the clock. The main program gets every signal; the end of the main
+//! program, or of the time it was given, ends the wait. Then `sweep` ends all other processes, and nothing runs when it returns.
+
+use std::io;
+use std::time::{Duration, Instant};
+
+use crate::sys::process::{self, Change, Everyone, Group, Program};
+use crate::sys::signals::{CHLD, CONT, KILL, Received, Signals, TERM};
+use crate::sys::terminal::Terminal;
+
+/// How a program ended.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Status {
+    Exited(u8),
+    Killed(i32),
+}
+
+/// Why it was asked to end.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Cause {
+    Terminated,
+    Heartbeat,
+    Timeout,
+}
+
+/// The end of the main program.
+pub(crate) struct End {
+    pub(crate) status: Status,
+    /// `None`: nobody asked.
+    pub(crate) cause: Option<Cause>,
+    /// Whether it was killed from here, for not ending when asked.
+    pub(crate) killed_by_us: bool,
+}
+
+/// The last moment for the main program and for everything else to end.
+struct Deadline {
+    main: Instant,
+    rest: Instant,
+}
+
+pub(crate) struct Supervisor<'a> {
+    signals: &'a Signals,
+    terminal: Option<Terminal>,
+    /// Set when this is PID 1 of a container: everyone else is ours.
+    everyone: Option<Everyone>,
+    grace: Duration,
+    deadline: Option<Deadline>,
+    main: i32,
+    cause: Option<Cause>,
+    killed_by_us: bool,
+    unreachable: bool,
+}
+
+impl Status {
+    /// What a shell would say.
+    pub(crate) fn exit_code(self) -> u8 {
+        match self {
+            Self::Exited(code) => code,
+            Self::Killed(signal) => u8::try_from(128 + signal).unwrap_or(255),
+        }
+    }
+}
+
+impl<'a> Supervisor<'a> {
+    pub(crate) fn new(signals: &'a Signals, grace: Duration) -> Self {
+        let everyone = Everyone::below_this_init();
+        // Only PID 1 takes the terminal: elsewhere it belongs to the shell that started this.
+        let terminal = everyone.as_ref().and_then(|_| Terminal::open());
+        Self {
+            signals,
+            terminal,
+            everyone,
+            grace,
+            deadline: None,
+            main: 0,
+            cause: None,
+            killed_by_us: false,
+            unreachable: false,
+        }
+    }
+
+    /// Whether it was impossible to signal the main program.
+    pub(crate) fn was_powerless(&self) -> bool {
+        self.unreachable
+    }
+
+    /// Starts the program and stays with it until it has ended. `tick` is called every `interval` and may ask for the end.
+    pub(crate) fn run(
+        &mut self,
+        program: &Program,
+        interval: Option<Duration>,
+        mut tick: impl FnMut() -> Option<Cause>,
+    ) -> Result<End, process::NotStarted> {
+        let group = self.everyone.as_ref().map_or(Group::Ours, |_| Group::Own(self.terminal.as_ref()));
+        self.main = process::start(program, group, self.signals)?;
+        let mut next_tick = interval.map(|interval| Instant::now() + interval);
+        loop {
+            let now = Instant::now();
+            if next_tick.is_some_and(|at| now >= at) {
+                next_tick = interval.map(|interval| now + interval);
+                if let (Some(cause), None) = (tick(), self.cause) {
+                    self.ask_to_end(cause);
+                }
+            }
+            if self.deadline.as_ref().is_some_and(|deadline| now >= deadline.main) && !self.killed_by_us {
+                self.kill_main();
+            }
+            let main_deadline = self.deadline.as_ref().filter(|_| !self.killed_by_us).map(|deadline| deadline.main);
+            let wake = [next_tick, main_deadline].into_iter().flatten().min();
+            match self.signals.wait(wake.map(|at| at.saturating_duration_since(Instant::now()))) {
+                None => {}
+                Some(signal) if signal.number == CHLD => {
+                    if let Some(status) = self.reap() {
+                        return Ok(self.ended(status));
+                    }
+                }
+                Some(signal) => self.forward(&signal),
+            }
+        }
+    }
+
+    /// Runs one more program when everything has ended, for `limit` at most, and ends everything again. A request to end kills it.
+    pub(crate) fn run_after(&mut self, program: &Program, limit: Duration) -> Result<Status, process::NotStarted> {
+        let end = Instant::now() + limit;
+        self.terminal = None;
+        self.cause = Some(Cause::Timeout);
+        self.killed_by_us = false;
+        self.deadline = Some(Deadline { main: end, rest: end });
+        let end = self.run(program, None, || None)?;
+        self.sweep();
+        Ok(end.status)
+    }
+
+    fn ended(&self, status: Status) -> End {
+        if let (Some(terminal), Status::Killed(_)) = (&self.terminal, status) {
+            terminal.reset();
+        }
+        End { status, cause: self.cause, killed_by_us: self.killed_by_us }
+    }
+
+    /// Waits for all that has ended; the main program's status if it is among them. One SIGCHLD may stand for many.
+    fn reap(&mut self) -> Option<Status> {
+        let mut main = None;
+        while let Ok(Some(change)) = process::next_change() {
+            match change {
+                Change::Exited { pid, code } if pid == self.main => {
+                    main = Some(Status::Exited(u8::try_from(code).unwrap_or(255)));
+                }
+                Change::Killed { pid, signal } if pid == self.main => main = Some(Status::Killed(signal)),
+                Change::Stopped { pid } if pid == self.main => self.resume(),
+                _ => {}
+            }
+        }
+        main
+    }
+
+    /// Nobody could bring a stopped main program of a container back; outside, the shell that started this one can.
+    fn resume(&self) {
+        if self.everyone.is_some() {
+            if let Some(terminal) = &self.terminal {
+                terminal.give_to(self.main);
+            }
+            let _ = process::send(-self.main, CONT);
+        } else {
+            process::stop_self();
+            let _ = process::send(self.main, CONT);
+        }
+    }
+
+    fn forward(&mut self, signal: &Received) {
+        if self.everyone.is_none() && (signal.from_kernel || signal.sender == self.main) {
+            // In one process group with the main program, which has got it too.
+            return;
+        }
+        if signal.sender == process::own_pid() {
+            return;
+        }
+        if signal.number == TERM && self.cause.is_some() {
+            self.kill_main();
+        } else if signal.number == TERM {
+            self.ask_to_end(Cause::Terminated);
+        } else {
+            self.send_to_main(signal.number);
+        }
+    }
+
+    fn ask_to_end(&mut self, cause: Cause) {
+        let now = Instant::now();
+        // What the main program leaves behind gets its share of the time.
+        self.deadline = Some(Deadline { main: now + self.grace * 7 / 8, rest: now + self.grace });
+        self.cause = Some(cause);
+        self.send_to_main(TERM);
+    }
+
+    fn kill_main(&mut self) {
+        self.killed_by_us = true;
+        self.send_to_main(KILL);
+    }
+
+    fn send_to_main(&mut self, signal: i32) {
+        // The main program has not been waited for, so its number is still its own.
+        if let Err(error) = process::send(self.main, signal) {
+            self.unreachable |= error.kind() == io::ErrorKind::PermissionDenied;
+        }
+    }
+
+    /// Ends every process that is left: asks, waits, kills, and waits until none is there. A process that cannot be killed, because the
+    /// kernel is busy for it, is given up after a while; false then.
+    pub(crate) fn sweep(&mut self) -> bool {
+        const UNKILLABLE: Duration = Duration::from_secs(2);
+        let deadline = self.deadline.take().map_or_else(|| Instant::now() + self.grace, |deadline| deadline.rest);
+        if !self.signal_rest(TERM) {
+            return true;
+        }
+        self.signal_rest(CONT);
+        if self.wait_for_rest(deadline, None) {
+            return true;
+        }
+        self.wait_for_rest(Instant::now() + UNKILLABLE, Some(KILL))
+    }
+
+    /// Reaps until nobody is left; true then. Signals them again at every look, as new ones may come from old ones.
+    fn wait_for_rest(&mut self, deadline: Instant, signal: Option<i32>) -> bool {
+        let mut pause = Duration::from_millis(1);
+        loop {
+            let children = loop {
+                match process::next_change() {
+                    Ok(Some(_)) => {}
+                    Ok(None) => break true,
+                    Err(_) => break false,
+                }
+            };
+            // Signal 0 only asks who is there.
+            let others = self.signal_rest(signal.unwrap_or(0));
+            if !children && !others {
+                return true;
+            }
+            let now = Instant::now();
+            if now >= deadline {
+                return false;
+            }
+            // A second request to end: no more patience.
+            if self.signals.wait(Some(pause.min(deadline - now))).is_some_and(|s| s.number == TERM) && signal.is_none()
+            {
+                return false;
+            }
+            pause = (pause * 2).min(Duration::from_millis(50));
+        }
+    }
+
+    /// Signals whoever is left; false if there is nobody.
+    fn signal_rest(&mut self, signal: i32) -> bool {
+        match &self.everyone {
+            Some(everyone) => everyone.send(signal).unwrap_or(true),
+            None => process::send_to_descendants(signal),
+        }
+    }
+}
