@@ -24,6 +24,7 @@ pub(crate) const SETTINGS: &[&str] = &[
     "PI_DOCKER_TRUST",
     "PI_DOCKER_GRACE",
     "PI_DOCKER_HEARTBEAT",
+    "PI_DOCKER_AUTH_TIMEOUT",
     "PI_DOCKER_TMP_SIZE",
     "PI_DOCKER_HOME_SIZE",
     "PI_DOCKER_MEMORY",
@@ -166,7 +167,7 @@ mod tests {
     /// What the launcher itself fills in: by the build's environment, or by the session's overlay.
     const OURS: &[&str] = &[
         "PI_DOCKER_SOURCE_HASH", "PI_DOCKER_PROXY_SOURCE_HASH", "PI_DOCKER_MODE", "PI_DOCKER_SESSION", "PI_DOCKER_UID",
-        "PI_DOCKER_GID", "PI_DOCKER_WORKDIR", "PI_DOCKER_CANARY", "PI_DOCKER_KEEP_AUTH",
+        "PI_DOCKER_GID", "PI_DOCKER_WORKDIR", "PI_DOCKER_CANARY", "PI_DOCKER_KEEP_AUTH", "PI_DOCKER_EXPORT",
     ];
 
     #[test]

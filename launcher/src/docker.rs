@@ -48,17 +48,18 @@ impl Docker {
 
     /// Finds out whether there is an engine that a session can run on; if not, the error says why.
     pub(crate) fn engine(&self) -> Result<Engine> {
+        if let Some(host) = &self.host {
+            is_local(host)?;
+        }
         let output = self.ask(["info", "--format", "{{json .}}"], ANSWER)?;
         let info: Value = serde_json::from_slice(&output.stdout).unwrap_or_default();
-        let endpoint = match (&self.host, info["ClientInfo"]["Context"].as_str()) {
-            (Some(host), _) => Some(host.clone()),
-            (None, None | Some("default")) => None,
-            (None, Some(context)) => {
-                let output = self.ask(["context", "inspect", "--format", "{{.Endpoints.docker.Host}}", context], ANSWER)?;
-                Some(String::from_utf8_lossy(&output.stdout).trim().to_owned())
-            }
-        };
-        judge(&info, endpoint.as_deref(), &String::from_utf8_lossy(&output.stderr))
+        if let (None, Some(context)) = (&self.host, info["ClientInfo"]["Context"].as_str())
+            && context != "default"
+        {
+            let output = self.ask(["context", "inspect", "--format", "{{.Endpoints.docker.Host}}", context], ANSWER)?;
+            is_local(String::from_utf8_lossy(&output.stdout).trim())?;
+        }
+        judge(&info, &String::from_utf8_lossy(&output.stderr))
     }
 
     /// The labels of a local image; `None` if there is no such image.
@@ -180,16 +181,19 @@ fn failed(what: &str, name: &str, output: &Output) -> anyhow::Error {
     anyhow!("{what} '{name}': {}", why.trim())
 }
 
-/// Whether a session can run on the engine that `info` describes, reached at `endpoint`.
-fn judge(info: &Value, endpoint: Option<&str>, stderr: &str) -> Result<Engine> {
-    if let Some(host) = endpoint
-        && !(host.starts_with("unix://") || host.starts_with("npipe://") || host.starts_with("fd://"))
-    {
-        return Err(hinted(
-            format!("cannot use the remote engine '{host}': it cannot mount this machine's folders"),
-            "unset DOCKER_HOST, or `docker context use default`",
-        ));
+/// An error unless the engine at `host` is on this machine.
+fn is_local(host: &str) -> Result<()> {
+    if ["unix://", "npipe://", "fd://"].iter().any(|scheme| host.starts_with(scheme)) {
+        return Ok(());
     }
+    Err(hinted(
+        format!("cannot use the remote engine '{host}': it cannot mount this machine's folders"),
+        "unset DOCKER_HOST, or `docker context use default`",
+    ))
+}
+
+/// Whether a session can run on the engine that `info` describes.
+fn judge(info: &Value, stderr: &str) -> Result<Engine> {
     let Some(version) = info["ServerVersion"].as_str().filter(|v| !v.is_empty()) else {
         let told = info["ServerErrors"][0].as_str().unwrap_or(stderr);
         let why = told.lines().map(str::trim).find(|line| !line.is_empty()).unwrap_or("no answer");
@@ -233,29 +237,30 @@ mod tests {
         })
     }
 
-    fn refusal(info: &Value, endpoint: Option<&str>) -> String {
-        format!("{:#}", judge(info, endpoint, "").unwrap_err())
+    fn refusal(info: &Value) -> String {
+        format!("{:#}", judge(info, "").unwrap_err())
     }
 
     #[test]
     fn a_local_engine_24_with_compose_2_is_taken() {
         for version in ["24.0.0", "26.1.5+dfsg1"] {
-            assert!(judge(&info(version, "2.26.1-4"), Some("unix:///var/run/docker.sock"), "").is_ok());
+            assert!(judge(&info(version, "2.26.1-4"), "").is_ok());
         }
-        assert!(judge(&info("28.0", "v5.0.0"), None, "").is_ok());
+        assert!(judge(&info("28.0", "v5.0.0"), "").is_ok());
+        assert!(is_local("unix:///var/run/docker.sock").is_ok());
     }
 
     #[test]
     fn what_a_session_cannot_run_on_is_refused_with_the_reason() {
-        assert!(refusal(&info("20.10.24", "2.2"), None).contains("older than 24"));
-        assert!(refusal(&info("26.1", "1.29"), None).contains("Compose v2"));
+        assert!(refusal(&info("20.10.24", "2.2")).contains("older than 24"));
+        assert!(refusal(&info("26.1", "1.29")).contains("Compose v2"));
         for host in ["tcp://10.0.0.1:2375", "ssh://me@host"] {
-            assert!(refusal(&info("26.1", "2.26"), Some(host)).contains("remote"));
+            assert!(is_local(host).unwrap_err().to_string().contains("remote"));
         }
         let mut rootless = info("26.1", "2.26");
         rootless["SecurityOptions"] = json!(["name=rootless"]);
-        assert!(refusal(&rootless, None).contains("rootless"));
+        assert!(refusal(&rootless).contains("rootless"));
         let dead = json!({ "ServerErrors": ["Cannot connect to the Docker daemon at unix:///x."] });
-        assert!(refusal(&dead, None).contains("Cannot connect"));
+        assert!(refusal(&dead).contains("Cannot connect"));
     }
 }

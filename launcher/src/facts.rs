@@ -35,7 +35,8 @@ pub(crate) struct Facts {
 impl Facts {
     /// Finds everything out; what can be asked at the same time is.
     pub(crate) fn collect(config: &Config, options: &Options, home: &Home, place: Place, images: [Image; 2], docker: &Docker) -> Result<Facts> {
-        let user = agent_user(options.user, place.owner)?;
+        let me = Owner { uid: geteuid().as_raw(), gid: getegid().as_raw() };
+        let user = agent_user(options.user, place.owner, me)?;
         let auth = AuthFile::read(&config.agent_dir.join("auth.json"))?;
         let token = github_token(config.github_token.as_ref(), &home.token_file())?;
         let (engine, image_states, git) = thread::scope(|scope| {
@@ -133,26 +134,41 @@ pub(crate) fn words_for_pi(words: Vec<OsString>) -> Result<Vec<String>> {
     words.into_iter().map(text).collect()
 }
 
-/// Who the agent runs as: the one that was asked for, else the repository's owner; never root.
-fn agent_user(asked: Option<Owner>, owner: Owner) -> Result<Owner> {
-    let me = (geteuid(), getegid());
-    let hint = if me.0.is_root() {
-        "chown the repository to an ordinary user, or pass --user UID:GID".to_owned()
-    } else {
-        format!("chown the repository to yourself, or pass --user {}:{}", me.0, me.1)
+/// Who the agent runs as: the one that was asked for, else the repository's owner; never root. `me` is the launcher's own user.
+fn agent_user(asked: Option<Owner>, owner: Owner, me: Owner) -> Result<Owner> {
+    let hint = match me.uid {
+        0 => "chown the repository to an ordinary user, or pass --user UID:GID".to_owned(),
+        _ => format!("chown the repository to yourself, or pass --user {}:{}", me.uid, me.gid),
     };
+    let refused = |why: &str| Err(hinted(format!("cannot start: the repository belongs to {why}"), hint));
     match asked {
         Some(user) if user.uid == 0 || user.gid == 0 => Err(hinted("cannot run the agent as root", "pass another --user UID:GID")),
         Some(user) => Ok(user),
-        None if owner.uid == 0 => {
-            Err(hinted("cannot start: the repository belongs to root, and the agent runs as its owner", hint))
-        }
-        None if !me.0.is_root() && owner.uid != me.0.as_raw() => {
-            Err(hinted(format!("cannot start: the repository belongs to another user ({})", owner.uid), hint))
-        }
-        None if owner.gid == 0 => {
-            Err(hinted("cannot start: the repository belongs to root's group, and the agent runs as its owner", hint))
-        }
+        None if owner.uid == 0 => refused("root, and the agent runs as its owner"),
+        None if owner.gid == 0 => refused("root's group, and the agent runs as its owner"),
+        None if me.uid != 0 && owner.uid != me.uid => refused(&format!("another user ({})", owner.uid)),
         None => Ok(owner),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_agent_is_never_root_and_never_a_stranger() {
+        let user = |uid, gid| Owner { uid, gid };
+        let (root, me) = (user(0, 0), user(1000, 1000));
+        assert_eq!(agent_user(None, me, me).unwrap(), me);
+        assert_eq!(agent_user(None, me, root).unwrap(), me);
+        assert_eq!(agent_user(Some(user(7, 8)), root, me).unwrap(), user(7, 8));
+        for (asked, owner, launcher) in [
+            (None, root, me), (None, root, root), (None, user(1000, 0), me), (None, user(1001, 1001), me), (Some(root), me, me),
+            (Some(user(1000, 0)), me, me),
+        ] {
+            assert!(agent_user(asked, owner, launcher).is_err(), "{asked:?} {owner:?} {launcher:?}");
+        }
+        let error = agent_user(None, root, me).unwrap_err();
+        assert!(error.downcast_ref::<crate::error::Hinted>().unwrap().hint.contains("--user 1000:1000"));
     }
 }

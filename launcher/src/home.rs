@@ -37,10 +37,6 @@ impl Home {
         self.dir.join(name)
     }
 
-    pub(crate) fn compose_file(&self) -> PathBuf {
-        self.dir.join("docker-compose.yml")
-    }
-
     /// The overlay that `pi-docker models` keeps, if there is one.
     pub(crate) fn compose_override(&self) -> Option<PathBuf> {
         Some(self.dir.join("docker-compose.override.yml")).filter(|path| path.exists())
