@@ -13,15 +13,49 @@ use crate::files::Maker;
 
 /// Settings that are preferences. What names a command, a package, a path of the host or a proxy is not here.
 const SETTINGS: &[&str] = &[
-    "defaultProvider", "defaultModel", "defaultThinkingLevel", "modelThinkingLevels", "thinkingBudgets", "enabledModels",
-    "hideThinkingBlock", "showCacheMissNotices", "cacheWarming", "steeringMode", "followUpMode", "doubleEscapeAction",
-    "treeFilterMode", "defaultTools", "codemode", "compaction", "branchSummary", "theme", "quietStartup", "tuiMode",
-    "fullscreenExitOutput", "fullscreenScrollbar", "fullscreenCopyOnSelect", "fullscreenWheelScrollLines", "editorPaddingX",
-    "outputPad", "autocompleteMaxVisible", "showHardwareCursor", "terminal", "images", "markdown", "transport",
-    "httpIdleTimeoutMs", "websocketConnectTimeoutMs", "retry", "enableSkillCommands", "collapseChangelog",
-    "enableInstallTelemetry", "enableAnalytics", "warnings",
+    "defaultProvider",
+    "defaultModel",
+    "defaultThinkingLevel",
+    "modelThinkingLevels",
+    "thinkingBudgets",
+    "enabledModels",
+    "hideThinkingBlock",
+    "showCacheMissNotices",
+    "cacheWarming",
+    "steeringMode",
+    "followUpMode",
+    "doubleEscapeAction",
+    "treeFilterMode",
+    "defaultTools",
+    "codemode",
+    "compaction",
+    "branchSummary",
+    "theme",
+    "quietStartup",
+    "tuiMode",
+    "fullscreenExitOutput",
+    "fullscreenScrollbar",
+    "fullscreenCopyOnSelect",
+    "fullscreenWheelScrollLines",
+    "editorPaddingX",
+    "outputPad",
+    "autocompleteMaxVisible",
+    "showHardwareCursor",
+    "terminal",
+    "images",
+    "markdown",
+    "transport",
+    "httpIdleTimeoutMs",
+    "websocketConnectTimeoutMs",
+    "retry",
+    "enableSkillCommands",
+    "collapseChangelog",
+    "enableInstallTelemetry",
+    "enableAnalytics",
+    "warnings",
 ];
-const FILES: &[&str] = &["keybindings.json", "AGENTS.md", "AGENTS.override.md", "CLAUDE.md", "SYSTEM.md", "APPEND_SYSTEM.md"];
+const FILES: &[&str] =
+    &["keybindings.json", "AGENTS.md", "AGENTS.override.md", "CLAUDE.md", "SYSTEM.md", "APPEND_SYSTEM.md"];
 const FOLDERS: &[&str] = &["prompts", "skills", "themes"];
 
 const FILE_MAX: u64 = 1 << 20;
@@ -35,9 +69,16 @@ pub(crate) struct Skipped(pub(crate) Vec<String>);
 /// Copies from `from` (which may be missing) into the new folder `to`. `local_models` is models.json of pi-docker's own folder.
 pub(crate) fn copy(from: &Path, to: &Path, local_models: &Path, maker: Maker) -> Result<Skipped> {
     maker.dir(to)?;
-    let mut copy = Copy { base: fs::canonicalize(from).unwrap_or_default(), maker, bytes: 0, count: 0, skipped: Skipped::default() };
+    let mut copy = Copy {
+        base: fs::canonicalize(from).unwrap_or_default(),
+        maker,
+        bytes: 0,
+        count: 0,
+        skipped: Skipped::default(),
+    };
     if let Some(Value::Object(settings)) = copy.json(&from.join("settings.json")) {
-        let kept: Map<String, Value> = settings.into_iter().filter(|(key, _)| SETTINGS.contains(&key.as_str())).collect();
+        let kept: Map<String, Value> =
+            settings.into_iter().filter(|(key, _)| SETTINGS.contains(&key.as_str())).collect();
         maker.file(&to.join("settings.json"), format!("{:#}\n", Value::Object(kept)).as_bytes())?;
     }
     let models = [from.join("models.json"), local_models.to_owned()].map(|path| copy.json(&path));
@@ -98,7 +139,8 @@ impl Copy {
                 return Ok(());
             }
             self.maker.dir(to)?;
-            let mut names: Vec<_> = fs::read_dir(&real).into_iter().flatten().flatten().map(|e| e.file_name()).collect();
+            let mut names: Vec<_> =
+                fs::read_dir(&real).into_iter().flatten().flatten().map(|e| e.file_name()).collect();
             names.sort();
             for name in names {
                 self.entry(&from.join(&name), &to.join(&name), depth + 1)?;
@@ -185,8 +227,13 @@ mod tests {
             }
             fs::create_dir(agent.join("extensions")).unwrap();
             fs::write(agent.join("extensions/x.ts"), "").unwrap();
-            fs::write(agent.join("settings.json"), r#"{"theme":"dark","shellPath":"/x","packages":["p"],"httpProxy":"http://x"}"#).unwrap();
-            fs::write(agent.join("models.json"), r#"{"providers":{"a":{"apiKey":"!security x","baseUrl":"u"}}}"#).unwrap();
+            fs::write(
+                agent.join("settings.json"),
+                r#"{"theme":"dark","shellPath":"/x","packages":["p"],"httpProxy":"http://x"}"#,
+            )
+            .unwrap();
+            fs::write(agent.join("models.json"), r#"{"providers":{"a":{"apiKey":"!security x","baseUrl":"u"}}}"#)
+                .unwrap();
         });
         let mut names: Vec<_> = fs::read_dir(dir.path().join("to")).unwrap().map(|e| e.unwrap().file_name()).collect();
         names.sort();

@@ -64,11 +64,18 @@ impl Domain {
 
 /// The second-level registries that are common enough to be a mistake: `co.uk`, `com.au`, `github.io`.
 fn is_public_suffix(second: &str, top: &str) -> bool {
-    let registry = matches!(second, "co" | "com" | "net" | "org" | "gov" | "edu" | "ac" | "or" | "ne" | "go" | "gob") && top.len() == 2;
+    let registry = matches!(second, "co" | "com" | "net" | "org" | "gov" | "edu" | "ac" | "or" | "ne" | "go" | "gob")
+        && top.len() == 2;
     let hosting = matches!(
         (second, top),
-        ("github", "io") | ("gitlab", "io") | ("herokuapp" | "appspot" | "netlify" | "vercel" | "web" | "pages", "com" | "app" | "dev")
-            | ("workers", "dev") | ("amazonaws", "com") | ("cloudfront", "net") | ("ngrok", "io") | ("azurewebsites", "net")
+        ("github", "io")
+            | ("gitlab", "io")
+            | ("herokuapp" | "appspot" | "netlify" | "vercel" | "web" | "pages", "com" | "app" | "dev")
+            | ("workers", "dev")
+            | ("amazonaws", "com")
+            | ("cloudfront", "net")
+            | ("ngrok", "io")
+            | ("azurewebsites", "net")
     );
     registry || hosting
 }
@@ -121,8 +128,28 @@ mod tests {
     #[test]
     fn what_would_open_too_much_or_nothing_is_refused() {
         for text in [
-            "com", ".com", "*", "*.*", "10.0.0.1", "1.2", "::1", "[::1]", "https://x.com", "x.com:443", "x.com/y", "a b.com", "-a.com",
-            "a..com", ".co.uk", "*.github.io", "größe.de", "", "a.com b.com", "*.a.*.com", "a\".com", "0x7f.1",
+            "com",
+            ".com",
+            "*",
+            "*.*",
+            "10.0.0.1",
+            "1.2",
+            "::1",
+            "[::1]",
+            "https://x.com",
+            "x.com:443",
+            "x.com/y",
+            "a b.com",
+            "-a.com",
+            "a..com",
+            ".co.uk",
+            "*.github.io",
+            "größe.de",
+            "",
+            "a.com b.com",
+            "*.a.*.com",
+            "a\".com",
+            "0x7f.1",
         ] {
             assert!(Domain::parse(text).is_err(), "{text:?} was taken");
         }

@@ -39,15 +39,40 @@ const LOCALE: &[&str] = &["TERM", "COLORTERM", "LANG", "TZ"];
 
 /// What docker itself needs, besides everything that starts with one of DOCKER_PREFIXES.
 const DOCKER_NEEDS: &[&str] = &[
-    "PATH", "HOME", "USER", "LOGNAME", "TMPDIR", "TERM", "NO_COLOR", "SSH_AUTH_SOCK", "HTTP_PROXY", "HTTPS_PROXY",
-    "NO_PROXY", "ALL_PROXY", "http_proxy", "https_proxy", "no_proxy", "all_proxy", "SSL_CERT_FILE", "SSL_CERT_DIR",
-    "DBUS_SESSION_BUS_ADDRESS", "GNUPGHOME", "PASSWORD_STORE_DIR",
+    "PATH",
+    "HOME",
+    "USER",
+    "LOGNAME",
+    "TMPDIR",
+    "TERM",
+    "NO_COLOR",
+    "SSH_AUTH_SOCK",
+    "HTTP_PROXY",
+    "HTTPS_PROXY",
+    "NO_PROXY",
+    "ALL_PROXY",
+    "http_proxy",
+    "https_proxy",
+    "no_proxy",
+    "all_proxy",
+    "SSL_CERT_FILE",
+    "SSL_CERT_DIR",
+    "DBUS_SESSION_BUS_ADDRESS",
+    "GNUPGHOME",
+    "PASSWORD_STORE_DIR",
 ];
 const DOCKER_PREFIXES: &[&str] = &["DOCKER_", "XDG_", "BUILDX_", "BUILDKIT_"];
 
 /// What git needs to find the user's own configuration, and nothing that points it at another repository.
-const GIT_NEEDS: &[&str] =
-    &["PATH", "HOME", "XDG_CONFIG_HOME", "GIT_CONFIG_GLOBAL", "GIT_CONFIG_SYSTEM", "GIT_CONFIG_NOSYSTEM", "GIT_EXEC_PATH"];
+const GIT_NEEDS: &[&str] = &[
+    "PATH",
+    "HOME",
+    "XDG_CONFIG_HOME",
+    "GIT_CONFIG_GLOBAL",
+    "GIT_CONFIG_SYSTEM",
+    "GIT_CONFIG_NOSYSTEM",
+    "GIT_EXEC_PATH",
+];
 
 pub(crate) struct Config {
     /// The user's home folder.
@@ -91,7 +116,9 @@ impl Config {
             let file = std::path::absolute(file).context("cannot use PI_DOCKER_EXTRA_CA")?;
             settings.insert("PI_DOCKER_EXTRA_CA", utf8(&file)?.to_owned());
         }
-        if !settings.contains_key("TZ") && let Some(zone) = zone_of_this_machine() {
+        if !settings.contains_key("TZ")
+            && let Some(zone) = zone_of_this_machine()
+        {
             settings.insert("TZ", zone);
         }
         let mut provider_keys = BTreeMap::new();
@@ -166,8 +193,16 @@ mod tests {
 
     /// What the launcher itself fills in: by the build's environment, or by the session's overlay.
     const OURS: &[&str] = &[
-        "PI_DOCKER_SOURCE_HASH", "PI_DOCKER_PROXY_SOURCE_HASH", "PI_DOCKER_MODE", "PI_DOCKER_SESSION", "PI_DOCKER_UID",
-        "PI_DOCKER_GID", "PI_DOCKER_WORKDIR", "PI_DOCKER_CANARY", "PI_DOCKER_KEEP_AUTH", "PI_DOCKER_EXPORT",
+        "PI_DOCKER_SOURCE_HASH",
+        "PI_DOCKER_PROXY_SOURCE_HASH",
+        "PI_DOCKER_MODE",
+        "PI_DOCKER_SESSION",
+        "PI_DOCKER_UID",
+        "PI_DOCKER_GID",
+        "PI_DOCKER_WORKDIR",
+        "PI_DOCKER_CANARY",
+        "PI_DOCKER_KEEP_AUTH",
+        "PI_DOCKER_EXPORT",
     ];
 
     #[test]
@@ -181,7 +216,9 @@ mod tests {
 
     #[test]
     fn docker_inherits_no_compose_variable_and_no_secret() {
-        for name in ["COMPOSE_FILE", "COMPOSE_PROJECT_NAME", "PI_GH_TOKEN", "ANTHROPIC_API_KEY", "GH_TOKEN", "LD_PRELOAD"] {
+        for name in
+            ["COMPOSE_FILE", "COMPOSE_PROJECT_NAME", "PI_GH_TOKEN", "ANTHROPIC_API_KEY", "GH_TOKEN", "LD_PRELOAD"]
+        {
             assert!(!is_for_docker(name), "{name}");
         }
         assert!(is_for_docker("DOCKER_HOST") && is_for_docker("PATH"));

@@ -85,7 +85,9 @@ impl AuthFile {
             match serde_json::from_slice(&bytes) {
                 Ok(Value::Object(providers)) => providers,
                 Ok(_) => return Err(damaged("it is not a JSON object".into())),
-                Err(e) => return Err(damaged(format!("it is not valid JSON (line {}, column {})", e.line(), e.column()))),
+                Err(e) => {
+                    return Err(damaged(format!("it is not valid JSON (line {}, column {})", e.line(), e.column())));
+                }
             }
         };
         if let Some((name, _)) = providers.iter().find(|(_, value)| !value.is_object()) {
@@ -116,8 +118,9 @@ pub(crate) fn github_token(from_env: Option<&Secret>, file: &Path) -> Result<Opt
     }
     match read_bounded(file, 64 << 10) {
         Ok(bytes) => {
-            let text = String::from_utf8(bytes)
-                .map_err(|_| hinted(format!("cannot use '{}': it is not text", file.display()), "put the token alone into it"))?;
+            let text = String::from_utf8(bytes).map_err(|_| {
+                hinted(format!("cannot use '{}': it is not text", file.display()), "put the token alone into it")
+            })?;
             Ok(text.lines().find_map(Secret::new))
         }
         Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(None),

@@ -66,8 +66,8 @@ impl Docker {
     pub(crate) fn image_labels(&self, image: &str) -> Result<Option<BTreeMap<String, String>>> {
         let output = self.ask(["image", "inspect", "--format", "{{json .Config.Labels}}", image], ANSWER)?;
         if output.status.success() {
-            let labels: Option<BTreeMap<String, String>> =
-                serde_json::from_slice(&output.stdout).with_context(|| format!("cannot read the labels of '{image}'"))?;
+            let labels: Option<BTreeMap<String, String>> = serde_json::from_slice(&output.stdout)
+                .with_context(|| format!("cannot read the labels of '{image}'"))?;
             return Ok(Some(labels.unwrap_or_default()));
         }
         if String::from_utf8_lossy(&output.stderr).to_lowercase().contains("no such image") {
@@ -210,11 +210,10 @@ fn judge(info: &Value, stderr: &str) -> Result<Engine> {
         return Err(hinted(format!("cannot use Docker Engine {version}: older than 24"), "update Docker"));
     }
     let plugins = info["ClientInfo"]["Plugins"].as_array().map(Vec::as_slice).unwrap_or_default();
-    let compose = plugins.iter().find(|plugin| plugin["Name"] == "compose").and_then(|plugin| plugin["Version"].as_str());
+    let compose =
+        plugins.iter().find(|plugin| plugin["Name"] == "compose").and_then(|plugin| plugin["Version"].as_str());
     match compose {
-        Some(compose) if major(compose) >= 2 => {
-            Ok(Engine { version: version.to_owned(), compose: compose.to_owned() })
-        }
+        Some(compose) if major(compose) >= 2 => Ok(Engine { version: version.to_owned(), compose: compose.to_owned() }),
         _ => Err(hinted("cannot find Docker Compose v2", "install the package docker-compose-plugin")),
     }
 }

@@ -34,7 +34,14 @@ pub(crate) struct Facts {
 
 impl Facts {
     /// Finds everything out; what can be asked at the same time is.
-    pub(crate) fn collect(config: &Config, options: &Options, home: &Home, place: Place, images: [Image; 2], docker: &Docker) -> Result<Facts> {
+    pub(crate) fn collect(
+        config: &Config,
+        options: &Options,
+        home: &Home,
+        place: Place,
+        images: [Image; 2],
+        docker: &Docker,
+    ) -> Result<Facts> {
         let me = Owner { uid: geteuid().as_raw(), gid: getegid().as_raw() };
         let user = agent_user(options.user, place.owner, me)?;
         let auth = AuthFile::read(&config.agent_dir.join("auth.json"))?;
@@ -90,7 +97,10 @@ impl Facts {
             ),
         }
         if !self.git.has_remote {
-            terminal.warn("the repository has no remote: subagents can neither push nor open pull requests", "git remote add origin URL");
+            terminal.warn(
+                "the repository has no remote: subagents can neither push nor open pull requests",
+                "git remote add origin URL",
+            );
         }
         if self.identity.is_none() {
             let hint = "git config --global user.name \"…\" and git config --global user.email \"…\"";
@@ -130,7 +140,9 @@ impl Facts {
 
 /// The words for pi as text: the way to the engine is JSON.
 pub(crate) fn words_for_pi(words: Vec<OsString>) -> Result<Vec<String>> {
-    let text = |word: OsString| word.into_string().map_err(|word| anyhow!("cannot pass '{}' to pi: it is not valid UTF-8", word.display()));
+    let text = |word: OsString| {
+        word.into_string().map_err(|word| anyhow!("cannot pass '{}' to pi: it is not valid UTF-8", word.display()))
+    };
     words.into_iter().map(text).collect()
 }
 
@@ -142,7 +154,9 @@ fn agent_user(asked: Option<Owner>, owner: Owner, me: Owner) -> Result<Owner> {
     };
     let refused = |why: &str| Err(hinted(format!("cannot start: the repository belongs to {why}"), hint));
     match asked {
-        Some(user) if user.uid == 0 || user.gid == 0 => Err(hinted("cannot run the agent as root", "pass another --user UID:GID")),
+        Some(user) if user.uid == 0 || user.gid == 0 => {
+            Err(hinted("cannot run the agent as root", "pass another --user UID:GID"))
+        }
         Some(user) => Ok(user),
         None if owner.uid == 0 => refused("root, and the agent runs as its owner"),
         None if owner.gid == 0 => refused("root's group, and the agent runs as its owner"),
@@ -163,7 +177,11 @@ mod tests {
         assert_eq!(agent_user(None, me, root).unwrap(), me);
         assert_eq!(agent_user(Some(user(7, 8)), root, me).unwrap(), user(7, 8));
         for (asked, owner, launcher) in [
-            (None, root, me), (None, root, root), (None, user(1000, 0), me), (None, user(1001, 1001), me), (Some(root), me, me),
+            (None, root, me),
+            (None, root, root),
+            (None, user(1000, 0), me),
+            (None, user(1001, 1001), me),
+            (Some(root), me, me),
             (Some(user(1000, 0)), me, me),
         ] {
             assert!(agent_user(asked, owner, launcher).is_err(), "{asked:?} {owner:?} {launcher:?}");

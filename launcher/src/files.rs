@@ -69,7 +69,8 @@ pub(crate) fn lock_file(path: &Path) -> Result<File> {
 }
 
 pub(crate) fn set_mode(path: &Path, mode: u32) -> Result<()> {
-    fs::set_permissions(path, fs::Permissions::from_mode(mode)).with_context(|| format!("cannot change '{}'", path.display()))
+    fs::set_permissions(path, fs::Permissions::from_mode(mode))
+        .with_context(|| format!("cannot change '{}'", path.display()))
 }
 
 fn cannot_make(path: &Path) -> String {

@@ -7,9 +7,23 @@ use std::path::{Path, PathBuf};
 
 /// Settings that are words or numbers to git, and nothing that it would run or open.
 const KEPT: &[&str] = &[
-    "core.autocrlf", "core.eol", "core.safecrlf", "core.abbrev", "core.quotepath", "init.defaultbranch", "pull.rebase", "pull.ff",
-    "merge.conflictstyle", "merge.ff", "diff.algorithm", "rebase.autosquash", "rebase.autostash", "rerere.enabled",
-    "fetch.prune", "commit.verbose", "i18n.commitencoding",
+    "core.autocrlf",
+    "core.eol",
+    "core.safecrlf",
+    "core.abbrev",
+    "core.quotepath",
+    "init.defaultbranch",
+    "pull.rebase",
+    "pull.ff",
+    "merge.conflictstyle",
+    "merge.ff",
+    "diff.algorithm",
+    "rebase.autosquash",
+    "rebase.autostash",
+    "rerere.enabled",
+    "fetch.prune",
+    "commit.verbose",
+    "i18n.commitencoding",
 ];
 
 /// Where PID 1 puts the ignore list, `in/gitignore`.
@@ -25,7 +39,9 @@ pub(crate) struct Identity {
 /// The identity that git would use here, if it is set whole.
 pub(crate) fn identity(settings: &HashMap<String, String>, env: &(Option<String>, Option<String>)) -> Option<Identity> {
     let pick = |from_env: &Option<String>, keys: [&str; 2]| {
-        from_env.clone().or_else(|| keys.iter().find_map(|key| settings.get(*key).filter(|v| !v.trim().is_empty()).cloned()))
+        from_env
+            .clone()
+            .or_else(|| keys.iter().find_map(|key| settings.get(*key).filter(|v| !v.trim().is_empty()).cloned()))
     };
     Some(Identity {
         name: pick(&env.0, ["author.name", "user.name"])?,
@@ -93,8 +109,14 @@ mod tests {
     #[test]
     fn no_command_no_path_and_no_signing_key_goes_along() {
         let settings = settings(&[
-            ("core.autocrlf", "input"), ("core.editor", "vi"), ("core.sshcommand", "evil"), ("credential.helper", "!evil"),
-            ("commit.gpgsign", "true"), ("user.signingkey", "K"), ("alias.x", "!evil"), ("core.excludesfile", "/host/path"),
+            ("core.autocrlf", "input"),
+            ("core.editor", "vi"),
+            ("core.sshcommand", "evil"),
+            ("credential.helper", "!evil"),
+            ("commit.gpgsign", "true"),
+            ("user.signingkey", "K"),
+            ("alias.x", "!evil"),
+            ("core.excludesfile", "/host/path"),
         ]);
         let text = render(None, &settings);
         assert_eq!(text, "[core]\n\texcludesFile = /home/pi/.config/git/ignore\n[core]\n\tautocrlf = \"input\"\n");
@@ -104,7 +126,10 @@ mod tests {
     fn a_name_cannot_break_out_of_its_line() {
         let identity = Identity { name: "A \"B\"\n[alias]\n\tx = !evil \\".into(), email: "a@b".into() };
         let text = render(Some(&identity), &HashMap::new());
-        assert!(text.starts_with("[user]\n\tname = \"A \\\"B\\\"\\n[alias]\\n\\tx = !evil \\\\\"\n\temail = \"a@b\"\n"), "{text}");
+        assert!(
+            text.starts_with("[user]\n\tname = \"A \\\"B\\\"\\n[alias]\\n\\tx = !evil \\\\\"\n\temail = \"a@b\"\n"),
+            "{text}"
+        );
     }
 
     #[test]

@@ -22,7 +22,8 @@ pub(crate) struct Canary {
 
 impl Canary {
     pub(crate) fn open() -> Result<Canary> {
-        let listener = TcpListener::bind((Ipv4Addr::UNSPECIFIED, 0)).context("cannot open a port to test the network with")?;
+        let listener =
+            TcpListener::bind((Ipv4Addr::UNSPECIFIED, 0)).context("cannot open a port to test the network with")?;
         let port = listener.local_addr().context("cannot open a port to test the network with")?.port();
         let interfaces = nix::ifaddrs::getifaddrs().context("cannot list the addresses of this machine")?;
         let mut addresses: Vec<SocketAddr> = interfaces
@@ -45,7 +46,8 @@ impl Heartbeat {
     /// Begins to beat in `control`; when the container says there that it is ready, `secrets` is deleted and `canary` closed.
     pub(crate) fn start(control: &Path, secrets: PathBuf, canary: Canary) -> Result<Heartbeat> {
         let path = control.join("heartbeat");
-        let file = OpenOptions::new().write(true).open(&path).with_context(|| format!("cannot write '{}'", path.display()))?;
+        let file =
+            OpenOptions::new().write(true).open(&path).with_context(|| format!("cannot write '{}'", path.display()))?;
         let ready = control.join("ready");
         let (stop, stopped) = mpsc::channel();
         let thread = thread::spawn(move || {
@@ -58,7 +60,10 @@ impl Heartbeat {
                     beat(&file, beats);
                     next += BEAT;
                 }
-                if waiting.is_some() && ready.exists() && let Some((secrets, _)) = waiting.take() {
+                if waiting.is_some()
+                    && ready.exists()
+                    && let Some((secrets, _)) = waiting.take()
+                {
                     let _ = fs::remove_dir_all(secrets);
                 }
                 let pause = next.saturating_duration_since(Instant::now());

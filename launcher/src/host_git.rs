@@ -66,7 +66,12 @@ impl<'a> HostGit<'a> {
         command
             .env_clear()
             .envs(self.env.iter().map(|(name, value)| (name, value)))
-            .envs([("GIT_OPTIONAL_LOCKS", "0"), ("GIT_TERMINAL_PROMPT", "0"), ("GIT_NO_LAZY_FETCH", "1"), ("LC_ALL", "C")])
+            .envs([
+                ("GIT_OPTIONAL_LOCKS", "0"),
+                ("GIT_TERMINAL_PROMPT", "0"),
+                ("GIT_NO_LAZY_FETCH", "1"),
+                ("LC_ALL", "C"),
+            ])
             .args(["-c", "core.fsmonitor=false", "-c", "core.hooksPath=/dev/null", "-c"])
             .arg(safe)
             .arg("-C")

@@ -41,7 +41,16 @@ impl std::fmt::Display for State {
 const LABEL: &str = "pi-docker.source";
 /// What goes into each image, and the settings that are its build arguments.
 const AGENT: (&[&str], &[&str]) = (
-    &["Dockerfile", ".dockerignore", "Cargo.toml", "Cargo.lock", "entrypoint", "subagent", "launcher/Cargo.toml", "image"],
+    &[
+        "Dockerfile",
+        ".dockerignore",
+        "Cargo.toml",
+        "Cargo.lock",
+        "entrypoint",
+        "subagent",
+        "launcher/Cargo.toml",
+        "image",
+    ],
     &["PI_DOCKER_PI_VERSION", "PI_DOCKER_PI_INTEGRITY", "PI_DOCKER_EXTRA_PACKAGES"],
 );
 const PROXY: (&[&str], &[&str]) = (&["Dockerfile.proxy"], &[]);
@@ -72,9 +81,13 @@ fn add(hash: &mut Sha256, base: &Path, path: &Path) -> Result<()> {
     let cannot = || format!("cannot read '{}'", full.display());
     match fs::symlink_metadata(&full) {
         Ok(meta) if meta.is_dir() => {
-            let mut names = fs::read_dir(&full).and_then(Iterator::collect::<Result<Vec<_>, _>>).with_context(cannot)?;
+            let mut names =
+                fs::read_dir(&full).and_then(Iterator::collect::<Result<Vec<_>, _>>).with_context(cannot)?;
             names.sort_by_key(fs::DirEntry::file_name);
-            names.iter().filter(|entry| entry.file_name() != "target").try_for_each(|entry| add(hash, base, &path.join(entry.file_name())))
+            names
+                .iter()
+                .filter(|entry| entry.file_name() != "target")
+                .try_for_each(|entry| add(hash, base, &path.join(entry.file_name())))
         }
         Ok(_) => {
             let content = fs::read(&full).with_context(cannot)?;
@@ -117,7 +130,11 @@ pub(crate) fn hash_variables(images: &[Image; 2]) -> BTreeMap<&'static str, Stri
 }
 
 /// The words after `docker` that build these services.
-pub(crate) fn build_command(compose: Vec<OsString>, compose_files: &[std::path::PathBuf], services: &[&str]) -> Vec<OsString> {
+pub(crate) fn build_command(
+    compose: Vec<OsString>,
+    compose_files: &[std::path::PathBuf],
+    services: &[&str],
+) -> Vec<OsString> {
     let mut words = compose;
     for file in compose_files {
         words.extend(["-f".into(), file.into()]);
@@ -147,6 +164,9 @@ mod tests {
         let plain = hash(|_| ());
         assert_eq!(plain, hash(|dir| fs::create_dir_all(dir.join("entrypoint/target/debug")).unwrap()));
         assert_ne!(plain, hash(|dir| fs::write(dir.join("entrypoint/src/main.rs"), "fn main() { }").unwrap()));
-        assert_ne!(plain, hash(|dir| fs::rename(dir.join("entrypoint/src/main.rs"), dir.join("entrypoint/src/lib.rs")).unwrap()));
+        assert_ne!(
+            plain,
+            hash(|dir| fs::rename(dir.join("entrypoint/src/main.rs"), dir.join("entrypoint/src/lib.rs")).unwrap())
+        );
     }
 }

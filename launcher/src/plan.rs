@@ -143,7 +143,8 @@ fn run_command(names: &Names, places: &Places, choices: &Choices) -> Vec<OsStrin
 
 /// `compose` with the shipped file and its local override; nothing that lies in the user's folder is read.
 pub(crate) fn compose(home: &Path, compose_override: Option<&Path>) -> Vec<OsString> {
-    let mut words: Vec<OsString> = ["compose", "--env-file", "/dev/null", "--project-directory"].map(OsString::from).into();
+    let mut words: Vec<OsString> =
+        ["compose", "--env-file", "/dev/null", "--project-directory"].map(OsString::from).into();
     words.extend([home.into(), "-f".into(), home.join("docker-compose.yml").into()]);
     if let Some(file) = compose_override {
         words.extend(["-f".into(), file.into()]);

@@ -26,7 +26,11 @@ impl Orphans {
         for found in &self.0 {
             if wipe(&found.record)? {
                 let path = found.record.auth.display().to_string();
-                terminal.say(&format!("session {} did not end by itself: emptied '{}'", found.record.session, printable(&path)));
+                terminal.say(&format!(
+                    "session {} did not end by itself: emptied '{}'",
+                    found.record.session,
+                    printable(&path)
+                ));
             }
         }
         Ok(())
@@ -38,8 +42,10 @@ impl Orphans {
             // It may be running still, and pi may have something to save. None of this name is what is hoped for.
             let _ = docker.stop(&found.record.container);
             let removed = docker.remove_project(&found.record.project).and_then(|()| {
-                State::new(home, &found.record.repository_id, &found.record.root).release(home, &found.record.session)?;
-                std::fs::remove_dir_all(&found.path).with_context(|| format!("cannot remove '{}'", found.path.display()))
+                State::new(home, &found.record.repository_id, &found.record.root)
+                    .release(home, &found.record.session)?;
+                std::fs::remove_dir_all(&found.path)
+                    .with_context(|| format!("cannot remove '{}'", found.path.display()))
             });
             match removed {
                 Ok(()) => terminal.say(&format!("session {} did not end by itself: cleaned up", found.record.session)),

@@ -56,7 +56,10 @@ impl Place {
         let git = root.join(".git");
         if !git.symlink_metadata().is_ok_and(|meta| meta.is_dir()) {
             return Err(hinted(
-                format!("cannot use '{}': its '.git' is not a folder (a linked worktree or a submodule)", root.display()),
+                format!(
+                    "cannot use '{}': its '.git' is not a folder (a linked worktree or a submodule)",
+                    root.display()
+                ),
                 "start from the main working tree",
             ));
         }

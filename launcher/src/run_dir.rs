@@ -70,7 +70,13 @@ impl RunDir {
     }
 
     /// Fills the folder that PID 1 reads: secrets and git configuration; `agent` is filled by its own module.
-    pub(crate) fn write_in(&self, maker: Maker, secrets: &Secrets, gitconfig: &str, gitignore: &str) -> Result<PathBuf> {
+    pub(crate) fn write_in(
+        &self,
+        maker: Maker,
+        secrets: &Secrets,
+        gitconfig: &str,
+        gitignore: &str,
+    ) -> Result<PathBuf> {
         let dir = self.path.join("in");
         maker.dir(&dir)?;
         maker.file(&dir.join("secrets.json"), secrets.to_json().to_string().as_bytes())?;

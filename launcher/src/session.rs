@@ -74,7 +74,8 @@ impl Session<'_> {
         self.build(&foreground)?;
         let maker = Maker::new(self.facts.user);
         let run = RunDir::create(&self.home, self.record(), maker)?;
-        let ended = self.prepare(&run, maker).and_then(|(plan, heartbeat)| self.supervise(&foreground, &run, &plan, heartbeat));
+        let ended =
+            self.prepare(&run, maker).and_then(|(plan, heartbeat)| self.supervise(&foreground, &run, &plan, heartbeat));
         let cleaned = self.clean_up(run);
         let status = ended?;
         cleaned?;
@@ -173,7 +174,12 @@ impl Session<'_> {
                 Some(token) => Some((self.github()?.0, token.expose().to_owned())),
                 None => None,
             },
-            auth: self.config.provider_keys.iter().map(|(provider, key)| ((*provider).to_owned(), api_key(key))).collect(),
+            auth: self
+                .config
+                .provider_keys
+                .iter()
+                .map(|(provider, key)| ((*provider).to_owned(), api_key(key)))
+                .collect(),
         };
         let excludes =
             gitconfig::excludes_file(git.excludes_file.as_deref(), &self.config.user_home, &self.config.user_config);
@@ -185,10 +191,12 @@ impl Session<'_> {
             &gitconfig::ignore_list(&String::from_utf8_lossy(&excludes)),
         )?;
         if let Some(ca) = self.config.setting("PI_DOCKER_EXTRA_CA") {
-            let bytes = read_bounded(ca.as_ref(), 4 << 20).with_context(|| format!("cannot read PI_DOCKER_EXTRA_CA '{ca}'"))?;
+            let bytes =
+                read_bounded(ca.as_ref(), 4 << 20).with_context(|| format!("cannot read PI_DOCKER_EXTRA_CA '{ca}'"))?;
             maker.file(&dir.join("ca.pem"), &bytes)?;
         }
-        let skipped = agent_copy::copy(&self.config.agent_dir, &dir.join("agent"), &self.home.join("models.json"), maker)?;
+        let skipped =
+            agent_copy::copy(&self.config.agent_dir, &dir.join("agent"), &self.home.join("models.json"), maker)?;
         skipped.0.iter().for_each(|line| self.terminal.warn(&printable(line), ""));
         Ok(dir)
     }
@@ -196,9 +204,15 @@ impl Session<'_> {
     /// GitHub's name, and the name of its API.
     fn github(&self) -> Result<(String, String)> {
         let url = self.config.setting("GITHUB_API_URL").unwrap_or("https://api.github.com");
-        let api = url.strip_prefix("https://").and_then(|rest| rest.split('/').next()).filter(|host| Domain::parse(host).is_ok());
+        let api = url
+            .strip_prefix("https://")
+            .and_then(|rest| rest.split('/').next())
+            .filter(|host| Domain::parse(host).is_ok());
         let api = api.ok_or_else(|| {
-            hinted(format!("cannot use GITHUB_API_URL '{url}'"), "write it as https://api.github.com or https://HOST/api/v3")
+            hinted(
+                format!("cannot use GITHUB_API_URL '{url}'"),
+                "write it as https://api.github.com or https://HOST/api/v3",
+            )
         })?;
         Ok((api.strip_prefix("api.").unwrap_or(api).to_owned(), api.to_owned()))
     }
@@ -208,7 +222,9 @@ impl Session<'_> {
         let mut names = Vec::new();
         for file in [self.home.join("allowlist.txt"), self.home.join("allow.txt"), self.state.dir.join("allow.txt")] {
             match read_bounded(&file, 1 << 20) {
-                Ok(bytes) => names.extend(allowlist::parse_list(&file.display().to_string(), &String::from_utf8_lossy(&bytes))?),
+                Ok(bytes) => {
+                    names.extend(allowlist::parse_list(&file.display().to_string(), &String::from_utf8_lossy(&bytes))?)
+                }
                 Err(e) if e.kind() == std::io::ErrorKind::NotFound => {}
                 Err(e) => return Err(e).with_context(|| format!("cannot read '{}'", file.display())),
             }
@@ -286,7 +302,16 @@ impl Session<'_> {
         for (name, value) in [
             ("user", format!("{}:{}", facts.user.uid, facts.user.gid)),
             ("engine", format!("{}, compose {}", facts.engine.version, facts.engine.compose)),
-            ("images", facts.images.iter().zip(&facts.image_states).map(|(i, s)| format!("{} ({s})", i.name)).collect::<Vec<_>>().join(", ")),
+            (
+                "images",
+                facts
+                    .images
+                    .iter()
+                    .zip(&facts.image_states)
+                    .map(|(i, s)| format!("{} ({s})", i.name))
+                    .collect::<Vec<_>>()
+                    .join(", "),
+            ),
             ("token", yes(facts.token.is_some()).to_owned()),
             ("logins", if logins.is_empty() { "none".to_owned() } else { logins.join(", ") }),
             ("state", utf8(&self.state.dir)?.to_owned()),
@@ -301,7 +326,11 @@ impl Session<'_> {
 /// The word as a shell takes it.
 fn quoted(word: &str) -> String {
     let plain = |b: u8| b.is_ascii_alphanumeric() || b"-_./:=@%+,".contains(&b);
-    if !word.is_empty() && word.bytes().all(plain) { word.to_owned() } else { format!("'{}'", word.replace('\'', "'\\''")) }
+    if !word.is_empty() && word.bytes().all(plain) {
+        word.to_owned()
+    } else {
+        format!("'{}'", word.replace('\'', "'\\''"))
+    }
 }
 
 /// Eight random hex digits.

@@ -38,7 +38,8 @@ impl State {
             Ok(_) => bail!("cannot use '{}': it is not a folder", point.display()),
             Err(_) => {
                 maker.dir(&point)?;
-                fs::write(self.dir.join(MADE), "").with_context(|| format!("cannot write into '{}'", self.dir.display()))
+                fs::write(self.dir.join(MADE), "")
+                    .with_context(|| format!("cannot write into '{}'", self.dir.display()))
             }
         }
     }
@@ -54,7 +55,11 @@ impl State {
         let point = self.root.join(MOUNT_POINT);
         match fs::remove_dir(&point) {
             Ok(()) => {}
-            Err(e) if matches!(e.kind(), io::ErrorKind::NotFound | io::ErrorKind::DirectoryNotEmpty | io::ErrorKind::NotADirectory) => {}
+            Err(e)
+                if matches!(
+                    e.kind(),
+                    io::ErrorKind::NotFound | io::ErrorKind::DirectoryNotEmpty | io::ErrorKind::NotADirectory
+                ) => {}
             Err(e) => return Err(e).with_context(|| format!("cannot remove '{}'", point.display())),
         }
         fs::remove_file(&made).with_context(|| format!("cannot remove '{}'", made.display()))

@@ -30,7 +30,11 @@ fn without_an_engine_nothing_is_made_and_the_hint_says_what_to_do() {
 #[test]
 fn without_docker_it_names_what_to_install() {
     let scene = Scene::new();
-    scene.command("repo", &["--yes"]).env("PATH", scene.path_with_git_only()).run().fails_with(1, "cannot run 'docker': not found");
+    scene
+        .command("repo", &["--yes"])
+        .env("PATH", scene.path_with_git_only())
+        .run()
+        .fails_with(1, "cannot run 'docker': not found");
 }
 
 #[test]
@@ -76,7 +80,11 @@ fn a_wrong_option_value_and_root_as_the_agent_are_refused() {
 #[test]
 fn a_home_that_is_none_is_named() {
     let scene = Scene::new();
-    scene.command("repo", &[]).env("PI_DOCKER_HOME", scene.path("user")).run().fails_with(1, "cannot find pi-docker's own files");
+    scene
+        .command("repo", &[])
+        .env("PI_DOCKER_HOME", scene.path("user"))
+        .run()
+        .fails_with(1, "cannot find pi-docker's own files");
 }
 
 #[test]

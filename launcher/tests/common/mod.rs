@@ -1,6 +1,7 @@
 //! A home of pi-docker, a user's home and a repository, all of their own; and the real program run in them. As root, the program
 //! is run as an ordinary user, for root is refused.
 
+#![expect(clippy::unwrap_used, reason = "a test may end here")]
 #![expect(clippy::disallowed_methods, reason = "a test starts the program and git itself")]
 
 use std::ffi::OsStr;
@@ -89,7 +90,11 @@ impl Scene {
 
     fn as_user(&self, program: &str) -> Command {
         let mut command = Command::new(program);
-        command.env_clear().env("PATH", std::env::var_os("PATH").unwrap()).env("HOME", self.path("user")).stdin(Stdio::null());
+        command
+            .env_clear()
+            .env("PATH", std::env::var_os("PATH").unwrap())
+            .env("HOME", self.path("user"))
+            .stdin(Stdio::null());
         if is_root() {
             command.uid(ORDINARY).gid(ORDINARY);
         }
