@@ -117,7 +117,7 @@ impl Launch {
         };
         let stdout = collect(child.stdout.take().map(|pipe| Box::new(pipe) as _));
         let stderr = collect(child.stderr.take().map(|pipe| Box::new(pipe) as _));
-        Ok(Running { child, stdout, stderr, started: Instant::now(), limit: self.limit })
+        Ok(Running { child, stdout: Some(stdout), stderr: Some(stderr), started: Instant::now(), limit: self.limit })
     }
 
     /// Starts it on a terminal of its own.
@@ -134,8 +134,8 @@ impl Launch {
 /// A launcher that runs.
 pub struct Running {
     child: Child,
-    stdout: JoinHandle<String>,
-    stderr: JoinHandle<String>,
+    stdout: Option<JoinHandle<String>>,
+    stderr: Option<JoinHandle<String>>,
     started: Instant,
     limit: Duration,
 }
@@ -158,18 +158,28 @@ impl Running {
             if self.started.elapsed() > self.limit {
                 self.child.kill()?;
                 self.child.wait()?;
-                let (stdout, stderr) = (text(self.stdout), text(self.stderr));
+                let (stdout, stderr) = (text(self.stdout.take()), text(self.stderr.take()));
                 bail!("no end after {} s\n--- stdout\n{stdout}\n--- stderr\n{stderr}", self.limit.as_secs());
             }
             thread::sleep(Duration::from_millis(10));
         };
         let took = self.started.elapsed();
-        Ok(Ran { status, stdout: text(self.stdout), stderr: text(self.stderr), took })
+        Ok(Ran { status, stdout: text(self.stdout.take()), stderr: text(self.stderr.take()), took })
     }
 }
 
-fn text(reader: JoinHandle<String>) -> String {
-    reader.join().unwrap_or_else(|_| "[lost]".into())
+/// A launcher that nobody waited for does not outlive its test.
+impl Drop for Running {
+    fn drop(&mut self) {
+        if let Ok(None) = self.child.try_wait() {
+            let _ = self.child.kill();
+            let _ = self.child.wait();
+        }
+    }
+}
+
+fn text(reader: Option<JoinHandle<String>>) -> String {
+    reader.and_then(|reader| reader.join().ok()).unwrap_or_else(|| "[lost]".into())
 }
 
 /// The launcher that is tested.

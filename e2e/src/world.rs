@@ -6,6 +6,8 @@ use std::ffi::OsString;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
+use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use serde_json::{Value, json};
@@ -21,6 +23,10 @@ use crate::{SOON, wait_until};
 
 /// The repository on GitHub.
 pub const REPO: &str = "octo/app";
+
+/// A file that whoever builds images holds a lock on.
+const LOCK: &str = "pi-docker-e2e-images.lock";
+const BUILD: Duration = Duration::from_secs(30 * 60);
 
 pub struct World {
     dir: TempDir,
@@ -83,7 +89,36 @@ impl World {
         world.write_overlay()?;
         world.create_repository()?;
         world.set_env();
+        world.ensure_images()?;
         Ok(world)
+    }
+
+    /// Has the product's own launcher build its images, unless they are those of the sources. One process at a time: the others
+    /// find them built.
+    fn ensure_images(&self) -> Result<()> {
+        static DONE: Mutex<bool> = Mutex::new(false);
+        let mut done = DONE.lock().unwrap_or_else(PoisonError::into_inner);
+        if !*done && !self.images_are_current()? {
+            let lock = fs::OpenOptions::new()
+                .create(true)
+                .truncate(false)
+                .write(true)
+                .open(std::env::temp_dir().join(LOCK))?;
+            lock.lock().context("cannot wait for others that build the images")?;
+            if !self.images_are_current()? {
+                eprintln!("building the images ...");
+                self.pi_docker().args(["--rebuild", "--", "--version"]).limit(BUILD).run()?.expect(0)?;
+            }
+        }
+        *done = true;
+        Ok(())
+    }
+
+    fn images_are_current(&self) -> Result<bool> {
+        let said = self.pi_docker().arg("--dry-run").run()?.expect(0)?.stdout;
+        let images =
+            said.lines().find(|line| line.starts_with("images ")).context("a dry run says nothing of images")?;
+        Ok(!images.contains("missing") && !images.contains("stale"))
     }
 
     /// The overlay that is all the difference to a user's session: the proxy's way out leads to this world's internet and

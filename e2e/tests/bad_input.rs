@@ -1,0 +1,107 @@
+//! What cannot work is said in one clear line before anything starts; what can work in part starts and says which part will not.
+
+use std::fs;
+use std::path::Path;
+
+use anyhow::Result;
+use e2e::World;
+use e2e::docker::docker;
+use e2e::launch::Launch;
+
+/// Runs what must be refused: one line that says `why`, a status that is not 0, nothing started, nothing left.
+fn refused(world: &World, launch: Launch, why: &str) -> Result<()> {
+    let ran = launch.run()?;
+    assert_ne!(ran.code(), 0, "{ran:?}");
+    let lines: Vec<_> = ran.stderr.lines().filter(|line| !line.starts_with("hint: ")).collect();
+    assert_eq!(lines.len(), 1, "{}", ran.stderr);
+    assert!(lines[0].starts_with("pi-docker: ") && lines[0].contains(why), "{}", ran.stderr);
+    assert_eq!(ran.stdout, "");
+    assert_eq!(world.leftovers()?, Vec::<String>::new());
+    assert_eq!(world.run_dirs()?, Vec::<std::path::PathBuf>::new());
+    assert!(world.internet.requests()?.is_empty());
+    Ok(())
+}
+
+#[test]
+fn what_cannot_work_is_refused_with_the_reason_and_nothing_is_started_or_lost() -> Result<()> {
+    let world = World::new("tools")?;
+    let hello = || world.pi_docker().args(["-p", "hello"]);
+
+    refused(&world, hello().within(world.home()), "not inside a git repository")?;
+    refused(&world, hello().env("DOCKER_HOST", "unix:///nonexistent/docker.sock"), "Docker")?;
+    refused(&world, hello().env("DOCKER_HOST", "tcp://192.0.2.1:2375"), "remote")?;
+
+    let damaged = "{\"anthropic\": {\"type\": \"api_key\", \"key\": \"sk-ant-precious";
+    world.log_in(damaged)?;
+    refused(&world, hello(), "auth.json")?;
+    assert_eq!(fs::read_to_string(world.auth_json())?, damaged);
+    fs::remove_file(world.auth_json())?;
+
+    own(&world, "0:0")?;
+    refused(&world, hello(), "root")?;
+    own(&world, &world.user.numbers())?;
+    refused(&world, world.pi_docker().args(["--user", "0:0"]), "root")?;
+
+    // The same words, where nothing is wrong.
+    hello().run()?.expect(0)?;
+    Ok(())
+}
+
+/// Gives the repository to another user, also where the tests are not run by root.
+fn own(world: &World, owner: &str) -> Result<()> {
+    let mount = format!("--volume={}:/repository", world.repo.display());
+    docker(["run", "--rm", &mount, "pi-docker-e2e-internet", "chown", "-R", owner, "/repository"]).map(drop)
+}
+
+#[test]
+fn without_a_terminal_a_question_is_an_error_that_says_how_to_answer_it() -> Result<()> {
+    let world = World::new("tools")?;
+    let ran = world.bare_pi_docker().without("PI_GH_TOKEN").args(["-p", "hello"]).run()?;
+    assert_ne!(ran.code(), 0);
+    assert!(ran.stderr.contains("No GitHub token") && ran.stderr.contains("--yes"), "{}", ran.stderr);
+    assert!(world.internet.requests()?.is_empty());
+    world.pi_docker().without("PI_GH_TOKEN").args(["-p", "hello"]).run()?.expect(0)?;
+    Ok(())
+}
+
+/// Starts a session that has `lacking`, which must say so, and in which a subagent must be refused before its model is called.
+fn spawn_refused(world: &World, launch: Launch, said: &str, lacking: &str) -> Result<()> {
+    let ran = launch.args(["-p", "spawn: try-it"]).run()?.expect(0)?;
+    assert!(ran.stderr.contains(said), "'{said}' is not said:\n{}", ran.stderr);
+    assert!(ran.stdout.to_lowercase().contains(lacking), "'{lacking}' is not in the tool's answer:\n{}", ran.stdout);
+    let model = world.internet.model()?;
+    assert!(model.iter().all(|request| request.body["rule"] == "spawn"), "{model:?}");
+    assert!(!world.repo.join(".worktrees").exists());
+    Ok(())
+}
+
+#[test]
+fn without_a_token_a_session_starts_and_spawn_refuses() -> Result<()> {
+    let world = World::new("tools")?;
+    spawn_refused(&world, world.pi_docker().without("PI_GH_TOKEN"), "No GitHub token", "token")
+}
+
+#[test]
+fn without_a_remote_a_session_starts_and_spawn_refuses() -> Result<()> {
+    let world = World::new("tools")?;
+    world.git(["remote", "remove", "origin"])?;
+    spawn_refused(&world, world.pi_docker(), "no remote", "remote")
+}
+
+#[test]
+fn with_a_detached_head_a_session_starts_and_spawn_refuses() -> Result<()> {
+    let world = World::new("tools")?;
+    world.git(["switch", "--quiet", "--detach"])?;
+    spawn_refused(&world, world.pi_docker(), "detached", "detached")
+}
+
+#[test]
+fn without_a_commit_a_session_starts_and_spawn_refuses() -> Result<()> {
+    let world = World::new("tools")?;
+    fs::remove_dir_all(world.repo.join(".git"))?;
+    world.git(["init", "--quiet"])?;
+    world.git(["remote", "add", "origin", "https://github.com/octo/app.git"])?;
+    spawn_refused(&world, world.pi_docker(), "no commit", "commit")?;
+    assert!(Path::new(&world.repo).join("README.md").exists());
+    Ok(())
+}
