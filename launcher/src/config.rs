@@ -11,7 +11,10 @@ use anyhow::{Context, Result, anyhow, bail};
 
 use crate::credentials::PROVIDERS;
 use crate::error::hinted;
+use crate::home::Home;
+use crate::repo::Place;
 use crate::secret::Secret;
+use crate::settings::{self, Settings};
 
 /// The user's settings in docker-compose.yml: they go to docker compose as they are.
 pub(crate) const SETTINGS: &[&str] = &[
@@ -22,6 +25,7 @@ pub(crate) const SETTINGS: &[&str] = &[
     "PI_DOCKER_EXTRA_PACKAGES",
     "PI_DOCKER_EXTRA_CA",
     "PI_DOCKER_TRUST",
+    "PI_DOCKER_KEEP_AUTH",
     "PI_DOCKER_GRACE",
     "PI_DOCKER_HEARTBEAT",
     "PI_DOCKER_AUTH_TIMEOUT",
@@ -34,8 +38,14 @@ pub(crate) const SETTINGS: &[&str] = &[
     "GITHUB_API_URL",
 ];
 
+/// The user's settings that are the launcher's own business.
+const OWN_SETTINGS: &[&str] = &["PI_DOCKER_ALLOW", "PI_DOCKER_COMPOSE_FILES"];
+
 /// What the terminal is: along it goes, too.
 const LOCALE: &[&str] = &["TERM", "COLORTERM", "LANG", "TZ"];
+
+/// The settings that change what the agent's image is.
+const BUILT_FROM: &[&str] = &["PI_DOCKER_PI_VERSION", "PI_DOCKER_PI_INTEGRITY", "PI_DOCKER_EXTRA_PACKAGES"];
 
 /// What docker itself needs, besides everything that starts with one of DOCKER_PREFIXES.
 const DOCKER_NEEDS: &[&str] = &[
@@ -88,10 +98,8 @@ pub(crate) struct Config {
     pub(crate) github_token: Option<Secret>,
     /// Keys of model providers, by pi's name of the provider.
     pub(crate) provider_keys: BTreeMap<&'static str, Secret>,
-    /// Values for docker-compose.yml: SETTINGS and LOCALE, as far as they are set.
-    pub(crate) settings: BTreeMap<&'static str, String>,
-    /// Overlays of the user's own, in order.
-    pub(crate) compose_files: Vec<PathBuf>,
+    /// The user's settings and LOCALE, as far as they are set.
+    settings: Settings,
     /// The whole environment that docker is started with, but for `settings`.
     pub(crate) docker_env: Vec<(OsString, OsString)>,
     /// Where docker was told to find its engine, if anywhere.
@@ -106,15 +114,12 @@ impl Config {
     /// Reads the environment and the working directory.
     pub(crate) fn from_env() -> Result<Config> {
         let user_home = path("HOME").ok_or_else(|| hinted("cannot find your home folder", "set HOME"))?;
-        let mut settings = BTreeMap::new();
-        for name in SETTINGS.iter().chain(LOCALE) {
+        let mut settings = Settings::new();
+        for name in SETTINGS.iter().chain(OWN_SETTINGS).chain(LOCALE) {
             if let Some(value) = text(name)? {
+                settings::check(name, &value)?;
                 settings.insert(*name, value);
             }
-        }
-        if let Some(file) = settings.get("PI_DOCKER_EXTRA_CA") {
-            let file = std::path::absolute(file).context("cannot use PI_DOCKER_EXTRA_CA")?;
-            settings.insert("PI_DOCKER_EXTRA_CA", utf8(&file)?.to_owned());
         }
         if !settings.contains_key("TZ")
             && let Some(zone) = zone_of_this_machine()
@@ -137,10 +142,6 @@ impl Config {
             github_token: text("PI_GH_TOKEN")?.as_deref().and_then(Secret::new),
             provider_keys,
             settings,
-            compose_files: match env::var_os("PI_DOCKER_COMPOSE_FILES") {
-                Some(list) => env::split_paths(&list).filter(|p| !p.as_os_str().is_empty()).collect(),
-                None => Vec::new(),
-            },
             docker_env: env::vars_os().filter(|(name, _)| is_for_docker(&name.to_string_lossy())).collect(),
             docker_host: text("DOCKER_HOST")?,
             git_env: GIT_NEEDS.iter().filter_map(|name| Some((OsString::from(name), env::var_os(name)?))).collect(),
@@ -150,9 +151,47 @@ impl Config {
         })
     }
 
+    /// With what config.toml says, for this repository if there is one; the environment wins.
+    pub(crate) fn with_file(mut self, home: &Home, repository: Option<&Place>) -> Result<Config> {
+        let file = home.join("config.toml");
+        let wrong = |e: anyhow::Error| anyhow!("cannot use '{}': {e}", file.display());
+        let text = match std::fs::read_to_string(&file) {
+            Ok(text) => text,
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => String::new(),
+            Err(e) => return Err(wrong(e.into())),
+        };
+        let read = |root| settings::parse(&text, root, &self.user_home).map_err(wrong);
+        let (general, mut settings) = (read(None)?, read(repository.map(|place| place.root.as_path()))?);
+        // An image of its own for a repository that is built differently.
+        if let Some(place) = repository
+            && BUILT_FROM.iter().any(|name| general.get(name) != settings.get(name))
+        {
+            settings.entry("PI_DOCKER_IMAGE").or_insert_with(|| format!("pi-docker-agent:{}", place.id()));
+        }
+        settings::add(&mut settings, std::mem::take(&mut self.settings));
+        if let Some(ca) = settings.get_mut("PI_DOCKER_EXTRA_CA") {
+            let absolute = std::path::absolute(&*ca).context("cannot use PI_DOCKER_EXTRA_CA")?;
+            utf8(&absolute)?.clone_into(ca);
+        }
+        self.settings = settings;
+        Ok(self)
+    }
+
     /// A setting, if the user has made it.
     pub(crate) fn setting(&self, name: &str) -> Option<&str> {
         self.settings.get(name).map(String::as_str)
+    }
+
+    /// Overlays of the user's own for docker compose, in order.
+    pub(crate) fn compose_files(&self) -> Vec<PathBuf> {
+        let files = self.setting("PI_DOCKER_COMPOSE_FILES").unwrap_or_default();
+        files.split(':').filter(|file| !file.is_empty()).map(PathBuf::from).collect()
+    }
+
+    /// What docker compose fills into its files.
+    pub(crate) fn for_compose(&self) -> impl Iterator<Item = (&'static str, &str)> {
+        let known = SETTINGS.iter().chain(LOCALE);
+        known.filter_map(|name| Some((*name, self.setting(name)?)))
     }
 }
 
@@ -201,7 +240,6 @@ mod tests {
         "PI_DOCKER_GID",
         "PI_DOCKER_WORKDIR",
         "PI_DOCKER_CANARY",
-        "PI_DOCKER_KEEP_AUTH",
         "PI_DOCKER_EXPORT",
     ];
 
@@ -212,6 +250,12 @@ mod tests {
             compose.split("${").skip(1).filter_map(|rest| rest.split([':', '}']).next()).collect();
         let known: BTreeSet<&str> = SETTINGS.iter().chain(LOCALE).chain(OURS).copied().collect();
         assert_eq!(named, known);
+    }
+
+    #[test]
+    fn every_key_of_the_file_is_a_variable_that_is_read() {
+        let read: BTreeSet<&str> = SETTINGS.iter().chain(OWN_SETTINGS).copied().collect();
+        assert_eq!(settings::variables().collect::<BTreeSet<_>>(), read);
     }
 
     #[test]

@@ -4,8 +4,9 @@
 
 use std::collections::BTreeMap;
 use std::ffi::{OsStr, OsString};
+use std::fs::File;
 use std::io;
-use std::process::{Child, Command, Output, Stdio};
+use std::process::{self, Child, Command, Stdio};
 use std::sync::mpsc;
 use std::thread;
 use std::time::Duration;
@@ -28,6 +29,15 @@ pub(crate) struct Docker {
     host: Option<String>,
 }
 
+/// Where the output of a docker in the foreground goes.
+pub(crate) enum Output {
+    /// To the terminal that this program has.
+    Terminal,
+    /// To stderr, all of it.
+    Narration,
+    File(File),
+}
+
 /// What answers.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct Engine {
@@ -39,7 +49,7 @@ impl Docker {
     /// `extra` is what docker compose fills into its files, besides the settings of the configuration.
     pub(crate) fn new(config: &Config, extra: &BTreeMap<&'static str, String>) -> Docker {
         let mut env = config.docker_env.clone();
-        for (name, value) in config.settings.iter().chain(extra) {
+        for (name, value) in config.for_compose().chain(extra.iter().map(|(name, value)| (*name, value.as_str()))) {
             env.retain(|(known, _)| known != name);
             env.push((name.into(), value.into()));
         }
@@ -122,17 +132,22 @@ impl Docker {
         Ok(String::from_utf8_lossy(&output.stdout).lines().map(str::to_owned).collect())
     }
 
-    /// Starts docker in the foreground, on this program's own terminal. `narration` sends its output to stderr.
-    pub(crate) fn spawn(&self, words: &[OsString], narration: bool) -> Result<Child> {
+    /// Starts docker in the foreground.
+    pub(crate) fn spawn(&self, words: &[OsString], output: Output) -> Result<Child> {
         let mut command = self.command(words);
-        if narration {
-            command.stdin(Stdio::null()).stdout(io::stderr());
-        }
+        match output {
+            Output::Terminal => &mut command,
+            Output::Narration => command.stdin(Stdio::null()).stdout(io::stderr()),
+            Output::File(file) => {
+                let copy = file.try_clone().context("cannot copy a descriptor")?;
+                command.stdin(Stdio::null()).stdout(copy).stderr(file)
+            }
+        };
         command.spawn().map_err(not_started)
     }
 
     /// Runs docker and returns what it says, unless it takes longer than `limit`.
-    pub(crate) fn ask<I, S>(&self, words: I, limit: Duration) -> Result<Output>
+    pub(crate) fn ask<I, S>(&self, words: I, limit: Duration) -> Result<process::Output>
     where
         I: IntoIterator<Item = S>,
         S: AsRef<OsStr>,
@@ -175,7 +190,7 @@ fn not_started(error: io::Error) -> anyhow::Error {
     anyhow!("cannot run 'docker': {error}")
 }
 
-fn failed(what: &str, name: &str, output: &Output) -> anyhow::Error {
+fn failed(what: &str, name: &str, output: &process::Output) -> anyhow::Error {
     let stderr = String::from_utf8_lossy(&output.stderr);
     let why = stderr.lines().rev().find(|line| !line.trim().is_empty()).unwrap_or("docker does not say why");
     anyhow!("{what} '{name}': {}", why.trim())

@@ -44,14 +44,14 @@ pub(crate) struct Heartbeat {
 
 impl Heartbeat {
     /// Begins to beat in `control`; when the container says there that it is ready, `secrets` is deleted and `canary` closed.
-    pub(crate) fn start(control: &Path, secrets: PathBuf, canary: Canary) -> Result<Heartbeat> {
+    pub(crate) fn start(control: &Path, secrets: PathBuf, canary: Option<Canary>) -> Result<Heartbeat> {
         let path = control.join("heartbeat");
         let file =
             OpenOptions::new().write(true).open(&path).with_context(|| format!("cannot write '{}'", path.display()))?;
         let ready = control.join("ready");
         let (stop, stopped) = mpsc::channel();
         let thread = thread::spawn(move || {
-            let mut waiting = Some((secrets, canary.listener));
+            let mut waiting = Some((secrets, canary.map(|canary| canary.listener)));
             let mut beats = 0;
             let mut next = Instant::now();
             loop {
@@ -115,7 +115,7 @@ mod tests {
         fs::write(control.join("heartbeat"), format!("{:020}\n", 0)).unwrap();
         let canary = Canary::open().unwrap();
         let port = canary.listener.local_addr().unwrap().port();
-        let heartbeat = Heartbeat::start(&control, secrets.clone(), canary).unwrap();
+        let heartbeat = Heartbeat::start(&control, secrets.clone(), Some(canary)).unwrap();
         until("no beat", || fs::read_to_string(control.join("heartbeat")).unwrap().contains('1'));
         assert!(secrets.exists() && TcpStream::connect(("127.0.0.1", port)).is_ok());
         fs::write(control.join("ready"), "{}").unwrap();

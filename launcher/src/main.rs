@@ -4,6 +4,7 @@ mod agent_copy;
 mod allowlist;
 mod cli;
 mod config;
+mod containers;
 mod credentials;
 mod docker;
 mod error;
@@ -15,6 +16,7 @@ mod heartbeat;
 mod home;
 mod host_git;
 mod images;
+mod inputs;
 mod overlay;
 mod plan;
 mod recover;
@@ -22,6 +24,8 @@ mod repo;
 mod run_dir;
 mod secret;
 mod session;
+mod sessions;
+mod settings;
 mod signals;
 mod state;
 mod terminal;
@@ -57,7 +61,7 @@ fn main() -> ExitCode {
 fn run(invocation: Invocation) -> Result<u8> {
     let config = Config::from_env()?;
     match invocation {
-        Invocation::Session { options, pi_args } => session::start(&config, &options, pi_args),
-        Invocation::Command { command: Command::Stop { all }, .. } => session::stop(&config, all),
+        Invocation::Session { options, pi_args } => session::start(config, &options, pi_args),
+        Invocation::Command { command: Command::Stop { all }, .. } => sessions::stop(config, all),
     }
 }

@@ -24,6 +24,11 @@ impl Terminal {
         io::stdin().is_terminal() && io::stdout().is_terminal()
     }
 
+    /// Whether somebody sees what a long piece of work is doing.
+    pub(crate) fn shows_progress(&self) -> bool {
+        io::stderr().is_terminal()
+    }
+
     pub(crate) fn answer(&self, text: &str) {
         let mut out = io::stdout().lock();
         let _ = out.write_all(text.as_bytes());
