@@ -50,11 +50,12 @@ pub struct Launch {
     user: User,
     input: Option<Vec<u8>>,
     limit: Duration,
+    shown: bool,
 }
 
 impl Launch {
     pub(crate) fn new(command: Command, user: User) -> Self {
-        Self { command, user, input: None, limit: Duration::from_secs(180) }
+        Self { command, user, input: None, limit: Duration::from_secs(180), shown: false }
     }
 
     pub fn arg(mut self, arg: impl AsRef<OsStr>) -> Self {
@@ -93,6 +94,12 @@ impl Launch {
         self
     }
 
+    /// Its narration is also shown to whoever runs this program.
+    pub fn shown(mut self) -> Self {
+        self.shown = true;
+        self
+    }
+
     /// Runs it to its end, without a terminal.
     pub fn run(self) -> Result<Ran> {
         self.start()?.finish()
@@ -106,18 +113,9 @@ impl Launch {
         if let (Some(input), Some(mut stdin)) = (self.input, child.stdin.take()) {
             thread::spawn(move || stdin.write_all(&input));
         }
-        let collect = |pipe: Option<Box<dyn Read + Send>>| {
-            thread::spawn(move || {
-                let mut bytes = Vec::new();
-                if let Some(mut pipe) = pipe {
-                    let _ = pipe.read_to_end(&mut bytes);
-                }
-                String::from_utf8_lossy(&bytes).into_owned()
-            })
-        };
-        let stdout = collect(child.stdout.take().map(|pipe| Box::new(pipe) as _));
-        let stderr = collect(child.stderr.take().map(|pipe| Box::new(pipe) as _));
-        Ok(Running { child, stdout: Some(stdout), stderr: Some(stderr), started: Instant::now(), limit: self.limit })
+        let stdout = child.stdout.take().map(|pipe| collect(pipe, false));
+        let stderr = child.stderr.take().map(|pipe| collect(pipe, self.shown));
+        Ok(Running { child, stdout, stderr, started: Instant::now(), limit: self.limit })
     }
 
     /// Starts it on a terminal of its own.
@@ -166,6 +164,20 @@ impl Running {
         let took = self.started.elapsed();
         Ok(Ran { status, stdout: text(self.stdout.take()), stderr: text(self.stderr.take()), took })
     }
+}
+
+/// Reads a pipe to its end, and shows what comes.
+fn collect(mut pipe: impl Read + Send + 'static, shown: bool) -> JoinHandle<String> {
+    thread::spawn(move || {
+        let (mut all, mut buffer) = (Vec::new(), [0; 8192]);
+        while let Ok(read @ 1..) = pipe.read(&mut buffer) {
+            all.extend_from_slice(&buffer[..read]);
+            if shown {
+                let _ = std::io::stderr().write_all(&buffer[..read]);
+            }
+        }
+        String::from_utf8_lossy(&all).into_owned()
+    })
 }
 
 /// A launcher that nobody waited for does not outlive its test.

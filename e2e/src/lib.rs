@@ -5,6 +5,7 @@
 
 pub mod ca;
 pub mod docker;
+pub mod evidence;
 pub mod internet;
 pub mod launch;
 pub mod pty;

@@ -3,16 +3,17 @@
 use std::fs::File;
 use std::io::{Read, Write};
 use std::os::fd::AsFd;
-use std::os::unix::fs::fchown;
+use std::os::unix::fs::{OpenOptionsExt, fchown};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
+use nix::fcntl::OFlag;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-use nix::pty::{Winsize, openpty};
+use nix::pty::{grantpt, posix_openpt, ptsname_r, unlockpt};
 
 use crate::wait_until;
 
@@ -30,10 +31,8 @@ pub struct Pty {
 impl Pty {
     /// Starts a command, as it is but for its standard streams, in a session of its own on a new terminal.
     pub(crate) fn start(command: &Command, uid: u32) -> Result<Self> {
-        let size = Winsize { ws_row: 40, ws_col: 120, ws_xpixel: 0, ws_ypixel: 0 };
-        let pair = openpty(&size, None).context("cannot open a terminal")?;
-        fchown(&pair.slave, Some(uid), None).context("cannot own the terminal")?;
-        let terminal = || -> Result<Stdio> { Ok(pair.slave.try_clone()?.into()) };
+        let (keyboard, slave) = open_terminal(uid).context("cannot open a terminal")?;
+        let terminal = || -> Result<Stdio> { Ok(slave.try_clone()?.into()) };
         // setsid makes the terminal the controlling one and becomes the command.
         let mut session = Command::new("setsid");
         session.arg("--ctty").arg(command.get_program()).args(command.get_args()).env_clear();
@@ -43,8 +42,7 @@ impl Pty {
         }
         let child = session.stdin(terminal()?).stdout(terminal()?).stderr(terminal()?).spawn();
         let child = child.context("cannot start a program on a terminal")?;
-        drop(pair.slave);
-        let keyboard = File::from(pair.master);
+        drop(slave);
         let (screen, open) = (Screen::default(), Arc::new(AtomicBool::new(true)));
         let (output, shown, wanted) = (keyboard.try_clone()?, screen.clone(), open.clone());
         let reader = thread::spawn(move || watch(output, &shown, &wanted));
@@ -90,6 +88,20 @@ impl Drop for Pty {
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
+}
+
+/// Both ends of a new terminal of 40 lines and 120 columns that belongs to `uid`. No program that is started meanwhile inherits
+/// them: a window is closed when nobody else holds it open.
+fn open_terminal(uid: u32) -> Result<(File, File)> {
+    let master = posix_openpt(OFlag::O_RDWR | OFlag::O_NOCTTY | OFlag::O_CLOEXEC)?;
+    grantpt(&master)?;
+    unlockpt(&master)?;
+    let flags = OFlag::O_NOCTTY.bits();
+    let slave = File::options().read(true).write(true).custom_flags(flags).open(ptsname_r(&master)?)?;
+    fchown(&slave, Some(uid), None)?;
+    let size = Command::new("stty").args(["rows", "40", "columns", "120"]).stdin(slave.try_clone()?).status()?;
+    ensure!(size.success(), "stty cannot set its size");
+    Ok((File::from(master.as_fd().try_clone_to_owned()?), slave))
 }
 
 /// Keeps what is shown, until nobody has the terminal open any more or the window is closed.

@@ -80,6 +80,7 @@ impl World {
         }
         fs::write(dir.path().join("ca.pem"), bundle)?;
         install(&dir.path().join("pi-docker"))?;
+        fs::create_dir_all(dir.path().join("pi-docker/extensions"))?; // TEMPORARY
         fs::copy(launcher()?, dir.path().join("bin/pi-docker")).context("cannot copy the launcher")?;
         user.own(dir.path())?;
 
@@ -107,7 +108,7 @@ impl World {
             lock.lock().context("cannot wait for others that build the images")?;
             if !self.images_are_current()? {
                 eprintln!("building the images ...");
-                self.pi_docker().args(["--rebuild", "--", "--version"]).limit(BUILD).run()?.expect(0)?;
+                self.pi_docker().args(["--rebuild", "--", "--version"]).limit(BUILD).shown().run()?.expect(0)?;
             }
         }
         *done = true;
@@ -268,6 +269,15 @@ impl World {
     /// Runs git on GitHub's copy of the repository.
     pub fn github_git<'a>(&self, args: impl IntoIterator<Item = &'a str>) -> Result<String> {
         self.git_in(&self.internet.bare(REPO), args)
+    }
+
+    /// Commits one file on a new branch, and has the branch on GitHub too.
+    pub fn begin_branch(&self, branch: &str, file: &str, text: &str) -> Result<()> {
+        self.git(["switch", "--quiet", "--create", branch])?;
+        self.write(file, text)?;
+        self.git(["add", "."])?;
+        self.git(["commit", "--quiet", "-m", &format!("Begin {file}")])?;
+        self.git(["push", "--quiet", &self.internet.bare(REPO).display().to_string(), branch]).map(drop)
     }
 
     fn git_in<'a>(&self, dir: &Path, args: impl IntoIterator<Item = &'a str>) -> Result<String> {

@@ -104,7 +104,7 @@ fn a_session_ends_by_itself_when_its_launcher_was_killed() -> Result<()> {
 fn the_login_is_wiped_also_when_pi_or_its_container_is_killed() -> Result<()> {
     let world = world()?;
     let (run, session) = held(&world)?;
-    assert!(session.sh("kill -KILL $(pgrep -o -f '/pi($| )|pi -p')")?.0);
+    assert!(session.sh("kill -KILL $(pgrep -o -P 1)")?.0);
     assert_eq!(run.finish()?.code(), 137);
     nothing_left(&world)?;
 

@@ -85,10 +85,10 @@ fn nothing_outside_the_workspace_home_and_tmp_can_be_written() -> Result<()> {
            if touch $dir/x 2>/dev/null; then echo \"$dir yes\"; rm $dir/x; else echo \"$dir no\"; fi
          done",
     )?;
-    for (dir, answer) in said.lines().filter_map(|line| line.split_once(' ')) {
+    for (dir, answer) in said.trim().lines().filter_map(|line| line.split_once(' ')) {
         let writable = ["/workspace", "/home/pi", "/tmp"].contains(&dir);
         assert_eq!(answer, if writable { "yes" } else { "no" }, "{dir}");
     }
-    assert_eq!(said.lines().count(), 10, "{said}");
+    assert_eq!(said.trim().lines().count(), 10, "{said}");
     Ok(())
 }

@@ -3,8 +3,7 @@
 use std::fs;
 
 use anyhow::Result;
-use e2e::World;
-use e2e::internet::Request;
+use e2e::{World, evidence};
 
 const PROMPT: &str = "Add input validation to the API and write tests for it";
 
@@ -12,11 +11,7 @@ const PROMPT: &str = "Add input validation to the API and write tests for it";
 fn two_subagents_work_at_once_and_each_opens_a_pull_request_with_exactly_its_files() -> Result<()> {
     let world = World::new("story")?;
     world.log_in_with_key()?;
-    world.git(["switch", "--quiet", "--create", "feature/api"])?;
-    world.write("src/api.js", "export const users = [];\n")?;
-    world.git(["add", "."])?;
-    world.git(["commit", "--quiet", "-m", "api: begin"])?;
-    world.git(["push", "--quiet", &world.internet.bare("octo/app").display().to_string(), "feature/api"])?;
+    world.begin_branch("feature/api", "src/api.js", "export const users = [];\n")?;
     let head = world.git(["rev-parse", "HEAD"])?;
 
     let run = world.pi_docker().without("ANTHROPIC_API_KEY").args(["-p", PROMPT]).start()?;
@@ -26,40 +21,33 @@ fn two_subagents_work_at_once_and_each_opens_a_pull_request_with_exactly_its_fil
     world.internet.open_gate("report")?;
     let ran = run.finish()?.expect(0)?;
 
-    // What the user is told.
-    let pulls = world.internet.pulls()?;
+    // What the user is told, and what is on GitHub.
+    let pulls = evidence::pulls(&world)?;
     assert_eq!(pulls.len(), 2, "{pulls:?}");
-    for pull in &pulls {
-        let url = pull["url"].as_str().unwrap_or_default();
-        assert!(ran.stdout.contains(url), "{url} is not in what pi said:\n{}", ran.stdout);
-    }
-
-    // What is on GitHub.
-    let expected: [(&str, &[&str]); 2] = [
-        ("subagent/add-validation", &["src/validate.js"]),
-        ("subagent/add-validation-tests", &["test/README.md", "test/validate.test.js"]),
-    ];
-    for (branch, files) in expected {
-        let pull = pulls.iter().find(|pull| pull["head"] == branch).unwrap_or_else(|| panic!("no {branch}: {pulls:?}"));
-        assert_eq!(pull["base"], "feature/api");
-        assert_eq!(pull["state"], "open");
-        let changed = world.github_git(["diff", "--name-only", &format!("feature/api...{branch}")])?;
-        assert_eq!(changed.lines().collect::<Vec<_>>(), files, "{branch}");
+    for (branch, files) in [
+        ("subagent/add-validation", vec!["src/validate.js"]),
+        ("subagent/add-validation-tests", vec!["test/README.md", "test/validate.test.js"]),
+    ] {
+        let pull = pulls.iter().find(|pull| pull.head == branch).unwrap_or_else(|| panic!("no {branch}: {pulls:?}"));
+        assert!(ran.stdout.contains(&pull.url), "{} is not in what pi said:\n{}", pull.url, ran.stdout);
+        assert_eq!((pull.base.as_str(), pull.state.as_str()), ("feature/api", "open"));
+        assert_eq!(pull.files, files, "{branch}");
+        assert_eq!(world.github_git(["merge-base", "feature/api", branch])?, head);
         let authors = world.github_git(["log", "--format=%an <%ae>", &format!("feature/api..{branch}")])?;
         assert!(authors.lines().all(|author| author == "Octavia Cat <octavia@example.com>"), "{authors}");
-        assert_eq!(world.github_git(["merge-base", "feature/api", branch])?, head);
     }
 
     // Both were at work at the same time, by the record of the world outside.
     let model = world.internet.model()?;
-    let (first, second) = (span(&model, "add-validation"), span(&model, "add-validation-tests"));
-    assert!(first.0 < second.1 && second.0 < first.1, "{first:?} and {second:?} do not overlap");
+    let span = |rule| evidence::span(&model, rule).unwrap_or_else(|| panic!("the model was never asked for {rule}"));
+    let (first, second) = (span("add-validation"), span("add-validation-tests"));
+    assert!(evidence::overlap(first, second).is_some(), "{first:?} and {second:?} do not overlap");
 
     // Every connection went through squid, and nothing else got anywhere.
     for host in ["api.anthropic.com:443", "api.github.com:443", "github.com:443"] {
         assert!(squid.iter().any(|line| line.contains("CONNECT") && line.ends_with(host)), "{host}: {squid:#?}");
     }
-    assert!(squid.iter().any(|line| line.contains("DENIED") && line.ends_with("telemetry.example:443")), "{squid:#?}");
+    assert_eq!(evidence::refused(&squid), ["telemetry.example:443"], "{squid:#?}");
     let strays = world.internet.strays()?;
     assert!(strays.is_empty(), "{strays:?}");
 
@@ -71,11 +59,4 @@ fn two_subagents_work_at_once_and_each_opens_a_pull_request_with_exactly_its_fil
     assert_eq!(world.git(["rev-parse", "HEAD"])?, head);
     assert!(!world.repo.join(".worktrees").exists());
     Ok(())
-}
-
-/// When a rule's first and last requests arrived.
-fn span(model: &[Request], rule: &str) -> (u64, u64) {
-    let times: Vec<u64> =
-        model.iter().filter(|request| request.body["rule"] == rule).map(|request| request.ts).collect();
-    (*times.first().expect("it was asked"), *times.last().expect("it was asked"))
 }
