@@ -7,27 +7,26 @@ use std::fs::File;
 use std::io::{Seek, SeekFrom};
 use std::os::unix::fs::FileExt;
 
-use serde_json::{Map, Value};
+use serde_json::Value;
 
 use crate::failure::{Failure, Kind, Result, cause};
+use crate::json::{self, Object};
 use crate::sys::files::{self, Place};
 
 const LIMIT: u64 = 1 << 20;
 const EMPTY: &[u8] = b"{}";
 
-type Providers = Map<String, Value>;
-
 pub(crate) struct Login {
     host: Option<File>,
     /// What this session last saw or put into the host's file, byte for byte.
     known: Vec<u8>,
-    found: Providers,
+    found: Object,
     /// Keys that the agent's copy got beside what was found; none of the host's file's business.
-    given: Providers,
+    given: Object,
 }
 
 /// What has become of the host's file; the word in result.json.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq)]
 pub(crate) enum State {
     /// There is none, or it is none of this mode's business.
     None,
@@ -58,29 +57,32 @@ impl State {
 
 impl Login {
     pub(crate) fn none() -> Self {
-        Self { host: None, known: Vec::new(), found: Map::new(), given: Map::new() }
+        Self { host: None, known: Vec::new(), found: Object::new(), given: Object::new() }
     }
 
     /// Opens the host's file for the whole session.
     pub(crate) fn open(place: Option<&Place>) -> Result<Self> {
         let Some(place) = place else { return Ok(Self::none()) };
-        let failed = |error: &std::io::Error| Failure::preparing("open the host's 'auth.json'", cause(error));
+        let failed = |error: &std::io::Error| Failure::preparing("open the host's 'auth.json'", &cause(error));
         let mut host = place.reopen_file().map_err(|error| failed(&error))?;
         let known = files::read_bounded(&mut host, LIMIT).map_err(|error| failed(&error))?;
         let found = providers(&known).ok_or_else(|| {
             Failure::new(Kind::Preparation, "cannot read '~/.pi/agent/auth.json': not a JSON object")
                 .hint("repair or remove the file, then log in again with `pi-docker auth`; it was left as it is")
         })?;
-        Ok(Self { host: Some(host), known, found, given: Map::new() })
+        Ok(Self { host: Some(host), known, found, given: Object::new() })
     }
 
     /// What pi gets: the host's login, and the keys for providers that it has none for.
-    pub(crate) fn for_agent(&mut self, mut keys: Providers) -> String {
-        keys.retain(|provider, _| !self.found.contains_key(provider));
-        self.given = keys;
+    pub(crate) fn for_agent(&mut self, keys: &Object) -> String {
         let mut providers = self.found.clone();
-        providers.extend(self.given.clone());
-        Value::from(providers).to_string()
+        for (provider, key) in keys {
+            if !self.found.contains_key(provider) {
+                self.given.insert(provider.clone(), key.clone());
+                providers.insert(provider.clone(), key.clone());
+            }
+        }
+        json::text(&providers)
     }
 
     /// Empties the host's file.
@@ -92,10 +94,7 @@ impl Login {
     pub(crate) fn keep(&mut self, copy: Option<&[u8]>) -> State {
         let refreshed = copy.and_then(providers).and_then(|copy| refreshed(&self.found, &copy));
         match refreshed {
-            Some(providers) if self.host.is_some() => {
-                let content = serde_json::to_vec_pretty(&Value::from(providers)).unwrap_or_default();
-                self.replace(&content, State::Refreshed)
-            }
+            Some(providers) if self.host.is_some() => self.replace(json::text(&providers).as_bytes(), State::Refreshed),
             _ if self.host.is_some() => State::Kept,
             _ => State::None,
         }
@@ -103,12 +102,15 @@ impl Login {
 
     /// In auth mode: brings what changed in `copy` to the host. The providers that have a new login; `None` if nothing changed.
     pub(crate) fn share(&mut self, copy: &[u8]) -> Option<(State, Vec<String>)> {
-        let mut copy = providers(copy)?;
-        copy.retain(|provider, login| self.given.get(provider) != Some(login));
+        let copy = but(&providers(copy)?, |provider, login| self.given.get(provider) == Some(login));
         if copy == self.found {
             return None;
         }
-        let mut current = self.current().as_deref().and_then(providers)?;
+        let current = self.current().as_deref().and_then(providers)?;
+        // A login that pi has removed is removed, unless the host has another one by now.
+        let removed =
+            |provider: &str, login: &Value| !copy.contains_key(provider) && self.found.get(provider) == Some(login);
+        let mut current = but(&current, removed);
         let mut new = Vec::new();
         for (provider, login) in &copy {
             if self.found.get(provider) != Some(login) && !has_command(login) {
@@ -116,11 +118,9 @@ impl Login {
                 new.push(provider.clone());
             }
         }
-        current.retain(|provider, login| copy.contains_key(provider) || self.found.get(provider) != Some(login));
         self.found = copy;
         self.known = self.current().unwrap_or_default();
-        let content = serde_json::to_vec_pretty(&Value::from(current)).unwrap_or_default();
-        Some((self.replace(&content, State::LoggedIn), new))
+        Some((self.replace(json::text(&current).as_bytes(), State::LoggedIn), new))
     }
 
     /// Writes over the host's file, if it is still the one this session knows.
@@ -171,16 +171,27 @@ fn overwrite(file: &File, content: &[u8]) -> std::io::Result<()> {
 }
 
 /// An empty file is an empty login: it is what a machine leaves behind that went down at the wrong moment.
-fn providers(content: &[u8]) -> Option<Providers> {
+fn providers(content: &[u8]) -> Option<Object> {
     if content.trim_ascii().is_empty() {
-        return Some(Map::new());
+        return Some(Object::new());
     }
-    serde_json::from_slice(content).ok()
+    json::object(content)
+}
+
+/// All entries but those.
+fn but(object: &Object, those: impl Fn(&str, &Value) -> bool) -> Object {
+    let mut rest = Object::new();
+    for (name, value) in object {
+        if !those(name, value) {
+            rest.insert(name.clone(), value.clone());
+        }
+    }
+    rest
 }
 
 /// What may go back to the host after a session: the same providers with the same fields, where nothing but the tokens of a login
 /// and their expiry has changed. `None` if that is not so, or if nothing has changed.
-fn refreshed(found: &Providers, copy: &Providers) -> Option<Providers> {
+fn refreshed(found: &Object, copy: &Object) -> Option<Object> {
     const REFRESHED: [&str; 3] = ["access", "expires", "refresh"];
     let mut result = found.clone();
     for (provider, before) in found {
@@ -219,7 +230,7 @@ mod tests {
     use super::*;
     use serde_json::json;
 
-    fn object(value: Value) -> Providers {
+    fn object(value: Value) -> Object {
         value.as_object().expect("an object").clone()
     }
 
@@ -240,14 +251,14 @@ mod tests {
         assert_eq!(with("anthropic", json!({"type": "oauth", "access": "new"})), None);
         assert_eq!(with("openai", json!({"type": "api_key", "key": "other"})), None);
         assert_eq!(with("anthropic", json!("text")), None);
-        assert_eq!(refreshed(&found, &Map::new()), None);
+        assert_eq!(refreshed(&found, &Object::new()), None);
     }
 
     #[test]
     fn an_empty_file_is_an_empty_login_and_anything_but_an_object_is_damaged() {
-        assert_eq!(providers(b""), Some(Map::new()));
-        assert_eq!(providers(b" \n"), Some(Map::new()));
-        assert_eq!(providers(b"{}"), Some(Map::new()));
+        assert_eq!(providers(b""), Some(Object::new()));
+        assert_eq!(providers(b" \n"), Some(Object::new()));
+        assert_eq!(providers(b"{}"), Some(Object::new()));
         for damaged in [&b"[]"[..], b"null", b"{", b"{} {}", b"\0\0\0\0"] {
             assert_eq!(providers(damaged), None);
         }

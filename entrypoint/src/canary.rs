@@ -62,10 +62,10 @@ fn open(what: &str) -> Failure {
 fn with_host_ends(listeners: &[SocketAddrV4], hosts: &[Ipv4Addr]) -> Vec<SocketAddrV4> {
     let mut targets = listeners.to_vec();
     for host in hosts {
-        targets.extend(listeners.iter().map(|listener| SocketAddrV4::new(*host, listener.port())));
+        let there = listeners.iter().map(|listener| SocketAddrV4::new(*host, listener.port()));
+        let there: Vec<_> = there.filter(|target| !targets.contains(target)).collect();
+        targets.extend(there);
     }
-    targets.sort_unstable();
-    targets.dedup();
     targets
 }
 

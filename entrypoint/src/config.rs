@@ -4,7 +4,6 @@
 //! environment is what the container has without them.
 #![expect(clippy::disallowed_methods, reason = "the environment is read in this file")]
 
-use std::collections::BTreeMap;
 use std::ffi::{CString, OsStr, OsString};
 use std::net::SocketAddrV4;
 use std::os::unix::ffi::OsStrExt;
@@ -28,7 +27,8 @@ pub(crate) const VARIABLES: &[&str] = &[
     "PI_DOCKER_EXPORT",
 ];
 
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq)]
+#[cfg_attr(test, derive(Debug))]
 pub(crate) enum Mode {
     /// pi behind the proxy, with everything around it.
     Session,
@@ -38,7 +38,7 @@ pub(crate) enum Mode {
     Export,
 }
 
-#[derive(Debug)]
+#[cfg_attr(test, derive(Debug))]
 pub(crate) struct Config {
     pub(crate) mode: Mode,
     pub(crate) uid: u32,
@@ -55,19 +55,19 @@ pub(crate) struct Config {
     /// The program and its arguments; never empty.
     pub(crate) argv: Vec<CString>,
     /// What pi inherits from the container.
-    pub(crate) environment: BTreeMap<OsString, OsString>,
+    pub(crate) environment: Vec<(OsString, OsString)>,
 }
 
 impl Config {
     /// From the program's arguments, its own name first, and its environment.
     pub(crate) fn read(args: Vec<OsString>) -> Result<Self> {
-        let mut ours = BTreeMap::new();
-        let mut environment = BTreeMap::new();
+        let mut ours = Vec::new();
+        let mut environment = Vec::new();
         for (name, value) in std::env::vars_os() {
             if name.as_bytes().starts_with(b"PI_DOCKER_") {
-                ours.insert(name, value);
+                ours.push((name, value));
             } else {
-                environment.insert(name, value);
+                environment.push((name, value));
             }
         }
         Self::from(args, &ours, environment)
@@ -75,8 +75,8 @@ impl Config {
 
     fn from(
         args: Vec<OsString>,
-        ours: &BTreeMap<OsString, OsString>,
-        environment: BTreeMap<OsString, OsString>,
+        ours: &[(OsString, OsString)],
+        environment: Vec<(OsString, OsString)>,
     ) -> Result<Self> {
         let ours = Variables(ours);
         let argv = args.iter().skip(1).map(|arg| c_string(arg)).collect::<Result<Vec<_>>>()?;
@@ -101,12 +101,12 @@ impl Config {
     }
 }
 
-struct Variables<'a>(&'a BTreeMap<OsString, OsString>);
+struct Variables<'a>(&'a [(OsString, OsString)]);
 
 impl<'a> Variables<'a> {
     /// An empty value is what compose passes for a variable that is not set.
     fn get(&self, name: &str) -> Option<&'a OsStr> {
-        self.0.get(OsStr::new(name)).map(OsString::as_os_str).filter(|value| !value.is_empty())
+        self.0.iter().find(|(key, _)| key == name).map(|(_, value)| value.as_os_str()).filter(|value| !value.is_empty())
     }
 
     fn text(&self, name: &str) -> Result<Option<&'a str>> {
@@ -169,7 +169,7 @@ fn configuration(line: impl Into<String>) -> Failure {
 }
 
 fn unusable(name: &str, value: &str, cause: &str) -> Failure {
-    configuration(format!("cannot use {name} '{}': {cause}", value.escape_debug()))
+    configuration(format!("cannot use {name} '{}': {cause}", value.replace(char::is_control, " ")))
 }
 
 #[cfg(test)]
@@ -177,10 +177,9 @@ mod tests {
     use super::*;
 
     fn read(variables: &[(&str, &str)]) -> Result<Config> {
-        let mut ours: BTreeMap<OsString, OsString> =
-            [("PI_DOCKER_UID", "1000"), ("PI_DOCKER_GID", "1000")].map(|(k, v)| (k.into(), v.into())).into();
-        ours.extend(variables.iter().map(|(k, v)| (OsString::from(*k), OsString::from(*v))));
-        Config::from(vec!["pi-entrypoint".into(), "pi".into()], &ours, BTreeMap::new())
+        let ids = [("PI_DOCKER_UID", "1000"), ("PI_DOCKER_GID", "1000")];
+        let ours: Vec<_> = variables.iter().chain(&ids).map(|(k, v)| (k.into(), v.into())).collect();
+        Config::from(vec!["pi-entrypoint".into(), "pi".into()], &ours, Vec::new())
     }
 
     #[test]

@@ -7,8 +7,6 @@ use std::cell::Cell;
 use std::io::Write;
 use std::time::{Duration, Instant};
 
-use serde_json::json;
-
 use crate::sys::{files::Place, net};
 
 pub(crate) struct Control {
@@ -47,11 +45,11 @@ impl Control {
     }
 
     pub(crate) fn ready(&self) {
-        self.write("ready", &json!({"pid1": "ready"}).to_string());
+        self.write("ready", r#"{"pid1": "ready"}"#);
     }
 
-    pub(crate) fn result(&self, result: &serde_json::Value) {
-        self.write("result.json", &result.to_string());
+    pub(crate) fn result(&self, exit: u8, reason: &str, auth: &str) {
+        self.write("result.json", &format!(r#"{{"exit": {exit}, "reason": "{reason}", "auth": "{auth}"}}"#));
     }
 
     /// A file of this directory to write a program's output to, emptied.

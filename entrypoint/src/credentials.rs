@@ -5,33 +5,37 @@
 
 use std::fs;
 
-use serde_json::{Map, Value, json};
+use serde_json::Value;
 
 use crate::auth::Login;
 use crate::defaults::create;
 use crate::failure::{Failure, Result, cause};
+use crate::json::{self, Object};
 use crate::sys::files::Place;
 
 const LIMIT: u64 = 1 << 20;
 const CA_PATH: &str = "/home/pi/.config/pi-docker/ca.pem";
 const SYSTEM_CA: &str = "/etc/ssl/certs/ca-certificates.crt";
 /// Who has to be told of the bundle: OpenSSL and Rust, node, git, curl, Python, pip and cargo.
-const CA_VARIABLES: &[&str] = &[
-    "SSL_CERT_FILE",
-    "NODE_EXTRA_CA_CERTS",
-    "GIT_SSL_CAINFO",
-    "CURL_CA_BUNDLE",
-    "REQUESTS_CA_BUNDLE",
-    "PIP_CERT",
-    "CARGO_HTTP_CAINFO",
+const CA_VARIABLES: &[(&str, &str)] = &[
+    ("SSL_CERT_FILE", CA_PATH),
+    ("NODE_EXTRA_CA_CERTS", CA_PATH),
+    ("GIT_SSL_CAINFO", CA_PATH),
+    ("CURL_CA_BUNDLE", CA_PATH),
+    ("REQUESTS_CA_BUNDLE", CA_PATH),
+    ("PIP_CERT", CA_PATH),
+    ("CARGO_HTTP_CAINFO", CA_PATH),
 ];
+
+/// Names and values for the agent's environment.
+type Variables = &'static [(&'static str, &'static str)];
 
 /// What the launcher handed over.
 #[derive(Default)]
 pub(crate) struct Secrets {
     github: Option<GitHub>,
     /// API keys by provider, as pi's auth.json has them.
-    keys: Map<String, Value>,
+    keys: Object,
 }
 
 struct GitHub {
@@ -43,17 +47,16 @@ impl Secrets {
     pub(crate) fn read(input: &Place) -> Result<Self> {
         let content = match input.read("secrets.json", LIMIT) {
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Self::default()),
-            content => content.map_err(|error| Failure::preparing("read 'secrets.json'", cause(&error)))?,
+            content => content.map_err(|error| Failure::preparing("read 'secrets.json'", &cause(&error)))?,
         };
         Self::parse(&content).ok_or_else(|| Failure::preparing("read 'secrets.json'", "not what the launcher writes"))
     }
 
     fn parse(content: &[u8]) -> Option<Self> {
-        let mut content: Map<String, Value> = serde_json::from_slice(content).ok()?;
-        let keys = match content.remove("auth") {
-            None | Some(Value::Null) => Map::new(),
-            Some(Value::Object(keys)) => keys,
-            Some(_) => return None,
+        let content = json::object(content)?;
+        let keys = match content.get("auth") {
+            None | Some(Value::Null) => Object::new(),
+            Some(keys) => keys.as_object()?.clone(),
         };
         let github = match content.get("github") {
             None | Some(Value::Null) => None,
@@ -74,24 +77,24 @@ fn plain(word: &str) -> Option<String> {
 
 /// Writes them all. What the agent's environment has to name beside.
 pub(crate) fn install(
-    secrets: Secrets,
+    secrets: &Secrets,
     login: &mut Login,
     home: &Place,
     agent: &Place,
     input: &Place,
-) -> Result<Vec<(String, String)>> {
+) -> Result<Variables> {
     let config =
-        home.make_dir(".config", 0o700).map_err(|error| Failure::preparing("make '.config'", cause(&error)))?;
-    create(home, ".gitconfig", 0o600, gitconfig(&secrets, input)?.as_bytes())?;
+        home.make_dir(".config", 0o700).map_err(|error| Failure::preparing("make '.config'", &cause(&error)))?;
+    create(home, ".gitconfig", 0o600, gitconfig(secrets, input)?.as_bytes())?;
     if let Some(github) = &secrets.github {
         create(home, ".git-credentials", 0o600, github.store().as_bytes())?;
         let gh =
-            config.make_dir("gh", 0o700).map_err(|error| Failure::preparing("make '.config/gh'", cause(&error)))?;
+            config.make_dir("gh", 0o700).map_err(|error| Failure::preparing("make '.config/gh'", &cause(&error)))?;
         create(&gh, "hosts.yml", 0o600, github.hosts().as_bytes())?;
         // Or gh asks the network for the account's name before its first command.
         create(&gh, "config.yml", 0o600, b"version: \"1\"\ngit_protocol: https\nprompt: disabled\n")?;
     }
-    create(agent, "auth.json", 0o600, login.for_agent(secrets.keys).as_bytes())?;
+    create(agent, "auth.json", 0o600, login.for_agent(&secrets.keys).as_bytes())?;
     certificates(&config, input)
 }
 
@@ -102,7 +105,7 @@ impl GitHub {
 
     /// YAML takes JSON's strings as they are.
     fn hosts(&self) -> String {
-        let (host, token) = (json!(self.host), json!(self.token));
+        let (host, token) = (json::string(&self.host), json::string(&self.token));
         format!(
             "{host}:\n    user: x-access-token\n    oauth_token: {token}\n    git_protocol: https\n    users:\n        \
              x-access-token:\n            oauth_token: {token}\n"
@@ -116,7 +119,7 @@ fn gitconfig(secrets: &Secrets, input: &Place) -> Result<String> {
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => String::new(),
         content => content
             .map(|content| String::from_utf8_lossy(&content).into_owned())
-            .map_err(|error| Failure::preparing("read 'gitconfig'", cause(&error)))?,
+            .map_err(|error| Failure::preparing("read 'gitconfig'", &cause(&error)))?,
     };
     if !text.is_empty() && !text.ends_with('\n') {
         text.push('\n');
@@ -133,10 +136,10 @@ fn gitconfig(secrets: &Secrets, input: &Place) -> Result<String> {
 }
 
 /// The system's certificates and the user's, in one bundle.
-fn certificates(config: &Place, input: &Place) -> Result<Vec<(String, String)>> {
+fn certificates(config: &Place, input: &Place) -> Result<Variables> {
     let extra = match input.read("ca.pem", LIMIT) {
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
-        content => content.map_err(|error| Failure::preparing("read 'ca.pem'", cause(&error)))?,
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(&[]),
+        content => content.map_err(|error| Failure::preparing("read 'ca.pem'", &cause(&error)))?,
     };
     let mut bundle = fs::read(SYSTEM_CA).unwrap_or_default();
     if bundle.last().is_some_and(|byte| *byte != b'\n') {
@@ -145,9 +148,9 @@ fn certificates(config: &Place, input: &Place) -> Result<Vec<(String, String)>> 
     bundle.extend(extra);
     let ours = config
         .make_dir("pi-docker", 0o700)
-        .map_err(|error| Failure::preparing("make '.config/pi-docker'", cause(&error)))?;
+        .map_err(|error| Failure::preparing("make '.config/pi-docker'", &cause(&error)))?;
     create(&ours, "ca.pem", 0o600, &bundle)?;
-    Ok(CA_VARIABLES.iter().map(|name| ((*name).to_owned(), CA_PATH.to_owned())).collect())
+    Ok(CA_VARIABLES)
 }
 
 fn percent_encoded(text: &str) -> String {
@@ -161,6 +164,7 @@ fn percent_encoded(text: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use serde_json::json;
 
     #[test]
     fn a_token_cannot_become_a_second_line_or_another_host() {

@@ -5,11 +5,10 @@
 
 use std::io::Write;
 
-use serde_json::{Map, Value, json};
-
 use crate::config::{Config, Mode};
 use crate::control::Control;
 use crate::failure::{Failure, Result, cause};
+use crate::json::{self, Object};
 use crate::sys::files::{Kind, Place};
 
 const COPY_LIMIT: u64 = 64 << 20;
@@ -22,7 +21,8 @@ const REPOSITORY_RULES: &[&str] = &["AGENTS.md", "AGENTS.override.md", "CLAUDE.m
 
 /// Fills the agent directory below `home`; the directory.
 pub(crate) fn prepare(config: &Config, home: &Place, input: &Place, control: &Control) -> Result<Place> {
-    let agent = agent_directory(home).map_err(|error| Failure::preparing("make the agent directory", cause(&error)))?;
+    let agent =
+        agent_directory(home).map_err(|error| Failure::preparing("make the agent directory", &cause(&error)))?;
     let copies = input.dir("agent").ok();
     if let Some(copies) = &copies {
         let mut copier = Copier { left: COPY_LIMIT, control };
@@ -31,7 +31,7 @@ pub(crate) fn prepare(config: &Config, home: &Place, input: &Place, control: &Co
     settings(config, copies.as_ref(), &agent)?;
     if config.mode == Mode::Session {
         let workspace =
-            Place::directory("/workspace").map_err(|error| Failure::preparing("open '/workspace'", cause(&error)))?;
+            Place::directory("/workspace").map_err(|error| Failure::preparing("open '/workspace'", &cause(&error)))?;
         rules(&workspace, copies.as_ref(), &agent, control)?;
         extensions(config, &workspace, &agent, control)?;
     }
@@ -49,20 +49,20 @@ fn agent_directory(home: &Place) -> std::io::Result<Place> {
 /// The user's settings, and what this program has to say about the repository's own `.pi`.
 fn settings(config: &Config, copies: Option<&Place>, agent: &Place) -> Result<()> {
     let mut settings = match copies.map(|copies| copies.read("settings.json", RULES_LIMIT)) {
-        None => Map::new(),
-        Some(Err(error)) if error.kind() == std::io::ErrorKind::NotFound => Map::new(),
+        None => Object::new(),
+        Some(Err(error)) if error.kind() == std::io::ErrorKind::NotFound => Object::new(),
         Some(content) => content
             .ok()
-            .and_then(|content| serde_json::from_slice(&content).ok())
+            .and_then(|content| json::object(&content))
             .ok_or_else(|| Failure::preparing("read the copy of 'settings.json'", "not a JSON object"))?,
     };
     if config.trust {
-        create(agent, "trust.json", 0o600, json!({"/workspace": true}).to_string().as_bytes())?;
+        create(agent, "trust.json", 0o600, b"{\"/workspace\": true}\n")?;
     } else {
         settings.insert("defaultProjectTrust".into(), "never".into());
     }
     if !settings.is_empty() {
-        create(agent, "settings.json", 0o600, Value::from(settings).to_string().as_bytes())?;
+        create(agent, "settings.json", 0o600, json::text(&settings).as_bytes())?;
     }
     Ok(())
 }
@@ -97,12 +97,12 @@ fn optional(content: std::io::Result<Vec<u8>>, name: &str, control: &Control) ->
 /// The shipped extensions, but those that the repository replaces by one of the same name that pi will load.
 fn extensions(config: &Config, workspace: &Place, agent: &Place, control: &Control) -> Result<()> {
     let Ok(shipped) = Place::directory("/defaults/extensions") else { return Ok(()) };
-    let entries = shipped.list().map_err(|error| Failure::preparing("read '/defaults/extensions'", cause(&error)))?;
+    let entries = shipped.list().map_err(|error| Failure::preparing("read '/defaults/extensions'", &cause(&error)))?;
     let replaced = |name: &str| config.trust && workspace.has(&format!(".pi/extensions/{name}"));
     let left_out: Vec<&str> = entries.iter().map(|(name, _)| name.as_str()).filter(|name| replaced(name)).collect();
     let target = agent
         .make_dir("extensions", 0o700)
-        .map_err(|error| Failure::preparing("make the extensions directory", cause(&error)))?;
+        .map_err(|error| Failure::preparing("make the extensions directory", &cause(&error)))?;
     let left_out: Vec<&str> = left_out
         .into_iter()
         .chain(entries.iter().map(|(name, _)| name.as_str()).filter(|name| target.has(name)))
@@ -118,7 +118,7 @@ struct Copier<'a> {
 impl Copier<'_> {
     /// Copies the regular files and directories in `from`, but those that are named, into `to`.
     fn copy(&mut self, from: &Place, to: &Place, but: &[&str], depth: usize) -> Result<()> {
-        let failed = |what: &str, error: &std::io::Error| Failure::preparing(format!("copy '{what}'"), cause(error));
+        let failed = |what: &str, error: &std::io::Error| Failure::preparing(&format!("copy '{what}'"), &cause(error));
         for (name, kind) in from.list().map_err(|error| failed("a directory", &error))? {
             if but.contains(&name.as_str()) {
                 continue;
@@ -144,5 +144,5 @@ impl Copier<'_> {
 /// A new file with this content.
 pub(crate) fn create(directory: &Place, name: &str, mode: u32, content: &[u8]) -> Result<()> {
     let written = directory.create(name, mode).and_then(|mut file| file.write_all(content));
-    written.map_err(|error| Failure::preparing(format!("write '{name}'"), cause(&error)))
+    written.map_err(|error| Failure::preparing(&format!("write '{name}'"), &cause(&error)))
 }

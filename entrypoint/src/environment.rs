@@ -20,24 +20,18 @@ const OURS: &[(&str, &str)] = &[
 /// An empty value of these means something else than none.
 const NEVER_EMPTY: &[&str] = &["TERM", "COLORTERM", "TZ"];
 
-/// As `execve` takes it.
-pub(crate) fn for_agent(config: &Config, more: Vec<(String, String)>) -> Result<Vec<CString>> {
-    let mut environment = config.environment.clone();
-    for name in NEVER_EMPTY {
-        if environment.get(OsStr::new(name)).is_some_and(|value| value.is_empty()) {
-            environment.remove(OsStr::new(name));
-        }
-    }
-    environment.extend(OURS.iter().map(|(name, value)| (OsString::from(name), OsString::from(value))));
-    environment.extend(more.into_iter().map(|(name, value)| (name.into(), value.into())));
-    let entry = |(name, value): (OsString, OsString)| {
-        let entry = [name.as_bytes(), b"=", value.as_bytes()].concat();
-        CString::new(entry).map_err(|_| {
-            Failure::new(
-                Kind::Configuration,
-                format!("cannot use the variable {}: a NUL in it", name.to_string_lossy()),
-            )
-        })
-    };
-    environment.into_iter().map(entry).collect()
+/// As `execve` takes it; `more` replaces what has the same name.
+pub(crate) fn for_agent(config: &Config, more: &[(&str, &str)]) -> Result<Vec<CString>> {
+    let replaced = |name: &OsStr| OURS.iter().chain(more).any(|(ours, _)| *ours == name);
+    let meaningless = |name: &OsStr, value: &OsStr| value.is_empty() && NEVER_EMPTY.iter().any(|known| *known == name);
+    let inherited = config.environment.iter().map(|(name, value)| (name.as_os_str(), value.as_os_str()));
+    let inherited = inherited.filter(|(name, value)| !replaced(name) && !meaningless(name, value));
+    let ours = OURS.iter().chain(more).map(|(name, value)| (OsStr::new(name), OsStr::new(value)));
+    inherited.chain(ours).map(|(name, value)| entry(name, value)).collect()
+}
+
+fn entry(name: &OsStr, value: &OsStr) -> Result<CString> {
+    let entry: OsString = [name, OsStr::new("="), value].into_iter().collect();
+    CString::new(entry.as_bytes())
+        .map_err(|_| Failure::new(Kind::Configuration, "cannot use the environment: a NUL in it"))
 }

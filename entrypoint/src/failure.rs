@@ -1,9 +1,8 @@
 //! Why pi was not started: one line, an exit code of its own kind, and a hint where the user can act.
 
-use std::fmt::Display;
-
 /// What kind of set-up failed; the codes are part of the documented behaviour.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq)]
+#[cfg_attr(test, derive(Debug))]
 pub(crate) enum Kind {
     Configuration,
     NetworkOpen,
@@ -13,7 +12,7 @@ pub(crate) enum Kind {
     NotFound,
 }
 
-#[derive(Debug)]
+#[cfg_attr(test, derive(Debug))]
 pub(crate) struct Failure {
     pub(crate) kind: Kind,
     pub(crate) line: String,
@@ -53,7 +52,7 @@ impl Failure {
     }
 
     /// `cannot <what>: <cause>`, where the defaults or the credentials could not be prepared.
-    pub(crate) fn preparing(what: impl Display, cause: impl Display) -> Self {
+    pub(crate) fn preparing(what: &str, cause: &str) -> Self {
         Self::new(Kind::Preparation, format!("cannot {what}: {cause}"))
     }
 
@@ -68,5 +67,5 @@ pub(crate) fn cause(error: &std::io::Error) -> String {
     let text = error.to_string();
     let text = text.split(" (os error").next().unwrap_or_default();
     let mut chars = text.chars();
-    chars.next().map_or_else(String::new, |first| first.to_lowercase().chain(chars).collect())
+    chars.next().map_or_else(String::new, |first| [first.to_ascii_lowercase()].into_iter().chain(chars).collect())
 }

@@ -12,14 +12,13 @@ mod credentials;
 mod defaults;
 mod environment;
 mod failure;
+mod json;
 mod places;
 mod supervisor;
 mod sys;
 
 use std::ffi::{CString, OsString};
 use std::time::{Duration, Instant};
-
-use serde_json::json;
 
 use crate::auth::{Login, State};
 use crate::config::{Config, Mode};
@@ -62,7 +61,7 @@ pub(crate) fn story(args: Vec<OsString>, signals: &Signals) -> u8 {
         Ok(mut login) => session(&config, &places, &control, &mut login, signals),
         Err(failure) => (report(&failure, &control), State::Failed),
     };
-    control.result(&json!({"exit": ending.exit, "reason": ending.reason, "auth": auth.word()}));
+    control.result(ending.exit, ending.reason, auth.word());
     ending.exit
 }
 
@@ -102,7 +101,7 @@ fn session(
 
 fn prepare(config: &Config, places: &Places, control: &Control, login: &mut Login) -> failure::Result<Prepared> {
     let (Some(input), Some(home)) = (&places.input, &places.home) else {
-        let environment = environment::for_agent(config, Vec::new())?;
+        let environment = environment::for_agent(config, &[])?;
         return Ok(Prepared { agent: None, environment });
     };
     if config.mode == Mode::Session {
@@ -110,7 +109,7 @@ fn prepare(config: &Config, places: &Places, control: &Control, login: &mut Logi
     }
     let agent = defaults::prepare(config, home, input, control)?;
     let secrets = Secrets::read(input)?;
-    let variables = credentials::install(secrets, login, home, &agent, input)?;
+    let variables = credentials::install(&secrets, login, home, &agent, input)?;
     let environment = environment::for_agent(config, variables)?;
     Ok(Prepared { agent: Some(agent), environment })
 }

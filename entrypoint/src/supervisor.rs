@@ -11,14 +11,14 @@ use crate::sys::signals::{CHLD, CONT, KILL, Received, Signals, TERM};
 use crate::sys::terminal::Terminal;
 
 /// How a program ended.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Status {
     Exited(u8),
     Killed(i32),
 }
 
 /// Why it was asked to end.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Cause {
     Terminated,
     Heartbeat,

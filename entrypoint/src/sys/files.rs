@@ -105,7 +105,6 @@ impl Place {
             let stat = fstatat(&self.0, name, AtFlags::AT_SYMLINK_NOFOLLOW)?;
             entries.push((name.to_owned(), kind(&stat)));
         }
-        entries.sort_by(|a, b| a.0.cmp(&b.0));
         Ok(entries)
     }
 

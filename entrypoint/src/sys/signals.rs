@@ -47,7 +47,7 @@ impl Signals {
         // SAFETY: an all-zero siginfo_t is a valid value of this plain struct.
         let mut info: libc::siginfo_t = unsafe { std::mem::zeroed() };
         let time = timeout.map(|t| libc::timespec {
-            tv_sec: t.as_secs().try_into().unwrap_or(libc::time_t::MAX),
+            tv_sec: t.as_secs().try_into().unwrap_or(i64::MAX),
             tv_nsec: t.subsec_nanos().into(),
         });
         let time = time.as_ref().map_or(std::ptr::null(), std::ptr::from_ref);

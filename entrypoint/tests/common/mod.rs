@@ -1,0 +1,358 @@
+//! Runs the real program as PID 1 of namespaces of its own: PIDs, mounts, network. Nothing of the machine can be signalled or changed.
+//!
+//! The paths are the real ones: temporary directories are mounted over them, in the new mount namespace only. The capabilities are
+//! those that docker-compose.yml leaves. Needs root, and util-linux.
+#![allow(dead_code, reason = "each test program uses a part of this")]
+#![allow(clippy::disallowed_methods, reason = "the tests start programs")]
+
+use std::fmt::Write as _;
+use std::fs::{self, File};
+use std::io::Read;
+use std::os::unix::fs::{PermissionsExt, chown};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use tempfile::TempDir;
+
+pub(crate) const UID: u32 = 51234;
+pub(crate) const GID: u32 = 51235;
+pub(crate) const LOGIN: &str =
+    r#"{"anthropic": {"type": "oauth", "refresh": "sk-refresh-1", "access": "sk-access-1", "expires": 1}}"#;
+/// What docker-compose.yml leaves.
+pub(crate) const CAPABILITIES: &str = "-all,+setuid,+setgid,+setpcap,+chown,+kill";
+const PATIENCE: Duration = Duration::from_secs(20);
+
+/// A program that can be PID 1.
+#[derive(Clone)]
+pub(crate) struct Subject {
+    pub(crate) name: String,
+    pub(crate) argv: Vec<String>,
+}
+
+impl Subject {
+    pub(crate) fn ours() -> Self {
+        Self { name: "pi-entrypoint".into(), argv: vec![env!("CARGO_BIN_EXE_pi-entrypoint").into()] }
+    }
+}
+
+/// A container to be: what is mounted, what the environment says, what runs before PID 1 becomes the subject.
+pub(crate) struct Case {
+    pub(crate) dir: TempDir,
+    subject: Subject,
+    variables: Vec<(String, String)>,
+    script: String,
+    wrapper: String,
+    capabilities: String,
+    stdio: Option<File>,
+    network: bool,
+}
+
+/// A started one. Dropping it ends all of it.
+pub(crate) struct Running {
+    child: Child,
+    dir: TempDir,
+    /// PID 1, as the test sees it.
+    pub(crate) pid: i32,
+}
+
+/// An ended one.
+pub(crate) struct Finished {
+    pub(crate) dir: TempDir,
+    pub(crate) code: i32,
+    pub(crate) stdout: String,
+    pub(crate) stderr: String,
+}
+
+impl Case {
+    /// Nothing prepared, nothing wiped: supervision only.
+    pub(crate) fn plain(subject: &Subject) -> Self {
+        assert_eq!(
+            fs::metadata("/proc/self").map(|m| std::os::unix::fs::MetadataExt::uid(&m)).unwrap(),
+            0,
+            "needs root"
+        );
+        let dir = TempDir::new().unwrap();
+        fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o755)).unwrap();
+        let out = dir.path().join("out");
+        fs::create_dir(&out).unwrap();
+        fs::set_permissions(&out, fs::Permissions::from_mode(0o777)).unwrap();
+        let case = Self {
+            dir,
+            subject: subject.clone(),
+            variables: Vec::new(),
+            script: String::new(),
+            wrapper: String::new(),
+            capabilities: CAPABILITIES.into(),
+            stdio: None,
+            network: false,
+        };
+        let workdir = out.to_str().unwrap().to_owned();
+        case.env("PI_DOCKER_MODE", "export")
+            .env("PI_DOCKER_UID", &UID.to_string())
+            .env("PI_DOCKER_GID", &GID.to_string())
+            .env("PI_DOCKER_WORKDIR", &workdir)
+            .env("OUT", &workdir)
+    }
+
+    /// A whole session: the launcher's files, a repository, a login.
+    pub(crate) fn session() -> Self {
+        let mut case = Self::plain(&Subject::ours());
+        case.script.push_str(MOUNTS);
+        let dir = case.dir.path();
+        for name in ["in", "in/agent", "control", "workspace", "defaults", "defaults/extensions", "sessions"] {
+            fs::create_dir(dir.join(name)).unwrap();
+        }
+        for name in ["in", "control"] {
+            fs::set_permissions(dir.join(name), fs::Permissions::from_mode(0o700)).unwrap();
+        }
+        for name in ["in", "in/agent", "control", "workspace", "sessions"] {
+            chown(dir.join(name), Some(UID), Some(GID)).unwrap();
+        }
+        case.write("auth.json", LOGIN, 0o600);
+        case.write(
+            "in/secrets.json",
+            r#"{"github": {"host": "github.com", "token": "ghp_secret"}, "auth": {}}"#,
+            0o600,
+        );
+        case.env("PI_DOCKER_MODE", "session").env("PI_DOCKER_WORKDIR", "/workspace").env("PI_DOCKER_HEARTBEAT", "0")
+    }
+
+    pub(crate) fn env(mut self, name: &str, value: &str) -> Self {
+        self.variables.retain(|(known, _)| known != name);
+        self.variables.push((name.into(), value.into()));
+        self
+    }
+
+    pub(crate) fn without_env(mut self, name: &str) -> Self {
+        self.variables.retain(|(known, _)| known != name);
+        self
+    }
+
+    /// Shell lines that run in the namespaces, as root with all rights, before PID 1 becomes the subject.
+    pub(crate) fn before(mut self, lines: &str) -> Self {
+        writeln!(self.script, "{lines}").unwrap();
+        self
+    }
+
+    /// A command in front of the subject, that executes it.
+    pub(crate) fn wrapped(mut self, command: &str) -> Self {
+        self.wrapper.push_str(command);
+        self.wrapper.push(' ');
+        self
+    }
+
+    pub(crate) fn capabilities(mut self, set: &str) -> Self {
+        self.capabilities = set.into();
+        self
+    }
+
+    /// On this machine's network instead of one of its own with nothing in it.
+    pub(crate) fn on_this_network(mut self) -> Self {
+        self.network = true;
+        self
+    }
+
+    /// With a terminal for all three standard descriptors, controlling it.
+    pub(crate) fn terminal(mut self, terminal: &File) -> Self {
+        self.stdio = Some(terminal.try_clone().unwrap());
+        self.wrapped("setsid --ctty")
+    }
+
+    /// A file of the session's owner.
+    pub(crate) fn write(&self, name: &str, content: &str, mode: u32) -> PathBuf {
+        let path = self.dir.path().join(name);
+        fs::create_dir_all(path.parent().unwrap()).unwrap();
+        fs::write(&path, content).unwrap();
+        fs::set_permissions(&path, fs::Permissions::from_mode(mode)).unwrap();
+        chown(&path, Some(UID), Some(GID)).unwrap();
+        path
+    }
+
+    pub(crate) fn with(self, name: &str, content: &str) -> Self {
+        self.write(name, content, 0o600);
+        self
+    }
+
+    pub(crate) fn start(self, argv: &[&str]) -> Running {
+        let script = format!(
+            "set -e\nD={}\n{}\nexec {}setpriv --bounding-set={} --inh-caps=-all \"$@\"",
+            self.dir.path().display(),
+            self.script,
+            self.wrapper,
+            self.capabilities
+        );
+        let mut command = Command::new("unshare");
+        command.args(["--mount", "--pid", "--fork", "--kill-child", "--mount-proc", "--propagation", "private"]);
+        if !self.network {
+            command.arg("--net");
+        }
+        command.args(["bash", "-c", &script, "bash"]).args(&self.subject.argv).args(argv);
+        command.env_clear().env("PATH", "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin");
+        command.envs(self.variables.iter().map(|(name, value)| (name, value)));
+        match &self.stdio {
+            Some(terminal) => {
+                command.stdin(terminal.try_clone().unwrap());
+                command.stdout(terminal.try_clone().unwrap());
+                command.stderr(terminal.try_clone().unwrap());
+            }
+            None => {
+                command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+            }
+        }
+        let child = command.spawn().unwrap();
+        let mut running = Running { child, dir: self.dir, pid: 0 };
+        let program = fs::canonicalize(&self.subject.argv[0]).unwrap();
+        eventually("PID 1 is the program under test", || {
+            if running.child.try_wait().unwrap().is_some() {
+                return Some(());
+            }
+            running.pid = only_child(running.child.id())?;
+            let executing = fs::read_link(format!("/proc/{}/exe", running.pid)).ok()?;
+            (executing == program).then_some(())
+        });
+        running
+    }
+
+    pub(crate) fn run(self, argv: &[&str]) -> Finished {
+        self.start(argv).finish()
+    }
+
+    /// A shell script as pi.
+    pub(crate) fn run_script(self, script: &str) -> Finished {
+        self.run(&["bash", "-c", script])
+    }
+
+    pub(crate) fn start_script(self, script: &str) -> Running {
+        self.start(&["bash", "-c", script])
+    }
+}
+
+impl Running {
+    /// By number, from outside the namespace, as the engine does it.
+    pub(crate) fn signal(&self, number: i32) {
+        kill(self.pid, number);
+    }
+
+    pub(crate) fn path(&self, name: &str) -> PathBuf {
+        self.dir.path().join(name)
+    }
+
+    pub(crate) fn read(&self, name: &str) -> String {
+        fs::read_to_string(self.path(name)).unwrap_or_default()
+    }
+
+    /// Waits until a file that pi writes has this in it.
+    pub(crate) fn await_text(&self, name: &str, text: &str) {
+        eventually(&format!("'{text}' in {name}"), || self.read(name).contains(text).then_some(()));
+    }
+
+    pub(crate) fn has_ended(&mut self) -> bool {
+        self.child.try_wait().unwrap().is_some()
+    }
+
+    /// Waits for the end of all of it.
+    pub(crate) fn finish(mut self) -> Finished {
+        let mut stdout = self.child.stdout.take();
+        let mut stderr = self.child.stderr.take();
+        eventually("the end", || self.child.try_wait().unwrap().map(|_| ()));
+        let code = self.child.wait().unwrap().code().unwrap_or(-1);
+        let mut read = |pipe: &mut dyn Read| {
+            let mut text = Vec::new();
+            pipe.read_to_end(&mut text).unwrap();
+            String::from_utf8_lossy(&text).into_owned()
+        };
+        let stdout = stdout.as_mut().map(|pipe| read(pipe)).unwrap_or_default();
+        let stderr = stderr.as_mut().map(|pipe| read(pipe)).unwrap_or_default();
+        let dir = std::mem::replace(&mut self.dir, TempDir::new().unwrap());
+        Finished { dir, code, stdout, stderr }
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        // The namespace dies with its PID 1, and that with this one.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+impl Finished {
+    pub(crate) fn read(&self, name: &str) -> String {
+        fs::read_to_string(self.dir.path().join(name)).unwrap_or_default()
+    }
+
+    pub(crate) fn result(&self) -> serde_json::Value {
+        serde_json::from_str(&self.read("control/result.json")).unwrap_or_default()
+    }
+
+    /// The exit code, and the reason and the fate of the login as the launcher reads them.
+    pub(crate) fn ending(&self) -> (i32, String, String) {
+        let result = self.result();
+        assert_eq!(result["exit"], self.code, "{}{}", self.stdout, self.stderr);
+        let word = |name: &str| result[name].as_str().unwrap_or_default().to_owned();
+        (self.code, word("reason"), word("auth"))
+    }
+}
+
+/// What the runtime would have mounted.
+const MOUNTS: &str = "
+mkdir -p /home/pi /workspace /defaults
+mount -t tmpfs -o mode=0755 none /run
+install -d -m 0700 /run/pi-docker
+mkdir /run/pi-docker/in /run/pi-docker/control
+touch /run/pi-docker/auth.json
+mount --bind $D/in /run/pi-docker/in
+mount -o remount,bind,ro /run/pi-docker/in
+mount --bind $D/control /run/pi-docker/control
+mount --bind $D/auth.json /run/pi-docker/auth.json
+mount --bind $D/workspace /workspace
+mount --bind $D/defaults /defaults
+mount -t tmpfs -o mode=0700 none /home/pi
+mkdir -p /home/pi/.pi/agent/sessions /home/pi/.cache
+mount --bind $D/sessions /home/pi/.pi/agent/sessions
+";
+
+/// Waits for a condition, and says which one did not come.
+pub(crate) fn eventually<T>(what: &str, mut condition: impl FnMut() -> Option<T>) -> T {
+    let start = Instant::now();
+    loop {
+        if let Some(value) = condition() {
+            return value;
+        }
+        assert!(start.elapsed() < PATIENCE, "waited in vain for: {what}");
+        std::thread::sleep(Duration::from_millis(2));
+    }
+}
+
+pub(crate) fn kill(pid: i32, number: i32) {
+    let done = Command::new("kill").args(["-s", &number.to_string(), "--", &pid.to_string()]).status().unwrap();
+    assert!(done.success());
+}
+
+pub(crate) fn only_child(pid: u32) -> Option<i32> {
+    let children = fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).ok()?;
+    children.split_ascii_whitespace().next()?.parse().ok()
+}
+
+/// Every process of the same PID namespace as `pid`, by the test's numbers.
+pub(crate) fn namespace_of(pid: i32) -> Vec<i32> {
+    let namespace = |pid: i32| fs::read_link(format!("/proc/{pid}/ns/pid")).ok();
+    let Some(wanted) = namespace(pid) else { return Vec::new() };
+    let pids = fs::read_dir("/proc").unwrap().filter_map(|e| e.unwrap().file_name().to_str()?.parse::<i32>().ok());
+    pids.filter(|pid| namespace(*pid).as_ref() == Some(&wanted)).collect()
+}
+
+/// A field of /proc/PID/status.
+pub(crate) fn status(pid: i32, field: &str) -> String {
+    field_of(&fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default(), field)
+}
+
+pub(crate) fn field_of(status: &str, field: &str) -> String {
+    let line = status.lines().find_map(|line| line.strip_prefix(field)?.strip_prefix(':'));
+    line.unwrap_or_default().split_ascii_whitespace().collect::<Vec<_>>().join(" ")
+}
+
+pub(crate) fn exists(path: &Path) -> bool {
+    path.symlink_metadata().is_ok()
+}
