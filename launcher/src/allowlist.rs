@@ -80,22 +80,47 @@ fn is_public_suffix(second: &str, top: &str) -> bool {
     registry || hosting
 }
 
-/// The names in a list file: one a line, `#` begins a comment. The error names the line.
-pub(crate) fn parse_list(file: &str, text: &str) -> Result<Vec<Domain>> {
-    let mut domains = Vec::new();
-    for (number, line) in text.lines().enumerate() {
-        let line = line.split('#').next().unwrap_or_default().trim();
-        if !line.is_empty() {
-            let domain = Domain::parse(line).map_err(|e| anyhow!("cannot use '{file}', line {}: {e}", number + 1))?;
-            domains.push(domain);
-        }
-    }
-    Ok(domains)
+/// A line of a list file.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Entry {
+    Allow(Domain),
+    /// `!name`: takes a name of an earlier list away again.
+    Remove(Domain),
 }
 
-/// One list out of many, without what another entry covers, in a fixed order.
-pub(crate) fn merge(domains: impl IntoIterator<Item = Domain>) -> Vec<Domain> {
-    let all: BTreeSet<Domain> = domains.into_iter().collect();
+/// Reads a line; `#` begins a comment.
+pub(crate) fn parse_line(line: &str) -> Result<Option<Entry>> {
+    let line = line.split('#').next().unwrap_or_default().trim();
+    Ok(match line.strip_prefix('!') {
+        _ if line.is_empty() => None,
+        Some(name) => Some(Entry::Remove(Domain::parse(name)?)),
+        None => Some(Entry::Allow(Domain::parse(line)?)),
+    })
+}
+
+/// The entries of a list file, one a line. The error names the line.
+pub(crate) fn parse_list(file: &str, text: &str) -> Result<Vec<Entry>> {
+    let mut entries = Vec::new();
+    for (number, line) in text.lines().enumerate() {
+        entries.extend(parse_line(line).map_err(|e| anyhow!("cannot use '{file}', line {}: {e}", number + 1))?);
+    }
+    Ok(entries)
+}
+
+/// One list out of many, in order: what is taken away is what an earlier entry of that very name gave. Without what another entry
+/// covers.
+pub(crate) fn merge(entries: impl IntoIterator<Item = Entry>) -> Vec<Domain> {
+    let mut all = BTreeSet::new();
+    for entry in entries {
+        match entry {
+            Entry::Allow(domain) => {
+                all.insert(domain);
+            }
+            Entry::Remove(domain) => {
+                all.remove(&domain);
+            }
+        }
+    }
     all.iter().filter(|domain| !all.iter().any(|other| other != *domain && other.covers(domain))).cloned().collect()
 }
 
@@ -109,7 +134,7 @@ mod tests {
     use super::*;
 
     fn merged(names: &[&str]) -> Vec<String> {
-        merge(names.iter().map(|n| Domain::parse(n).unwrap())).into_iter().map(|d| d.0).collect()
+        merge(names.iter().map(|n| parse_line(n).unwrap().unwrap())).into_iter().map(|d| d.0).collect()
     }
 
     #[test]
@@ -161,6 +186,13 @@ mod tests {
         assert_eq!(merged(&["api.x.com", ".x.com", "x.com", ".sub.x.com", "x.com"]), [".x.com"]);
         assert_eq!(merged(&["a.x.com", "x.com", "ax.com"]), ["a.x.com", "ax.com", "x.com"]);
         assert_eq!(merged(&[".x.com", "ax.com"]), [".x.com", "ax.com"]);
+    }
+
+    #[test]
+    fn a_later_list_takes_away_what_an_earlier_one_gave() {
+        assert_eq!(merged(&["a.com", "b.com", "!a.com"]), ["b.com"]);
+        assert_eq!(merged(&["a.com", "!a.com", "a.com"]), ["a.com"]);
+        assert_eq!(merged(&[".a.com", "!x.a.com"]), [".a.com"]);
     }
 
     #[test]

@@ -59,12 +59,66 @@ pub(crate) struct Options {
 
 #[derive(Debug, Clone, PartialEq, Eq, Subcommand)]
 pub(crate) enum Command {
+    /// Let hosts through the proxy, or no longer; sessions that run follow at once
+    #[command(after_help = ALLOW_HELP)]
+    Allow(AllowArgs),
+    /// Show the requests that the proxy refused, by host, with the command that would allow each
+    Denied {
+        /// Show them as they happen
+        #[arg(long, short)]
+        follow: bool,
+        /// Those of every repository
+        #[arg(long)]
+        all: bool,
+    },
+    /// List the sessions that run, of every repository, and their subagents
+    Status {
+        /// Print JSON
+        #[arg(long)]
+        json: bool,
+    },
+    /// Show what the container's supervisor and the subagents said, in the session that runs or the last one
+    Logs {
+        /// Show more as it comes
+        #[arg(long, short)]
+        follow: bool,
+    },
     /// End the sessions of the repository you are in, as if pi had been asked to quit
     Stop {
         /// End the sessions of every repository
         #[arg(long)]
         all: bool,
     },
+    /// Print the completions for a shell
+    Completions { shell: clap_complete::Shell },
+}
+
+const ALLOW_HELP: &str = "\
+A name is a host (`example.com`) or, with a leading dot, a host and everything below it (`.example.com`). Only TLS on port 443
+goes out, whatever is allowed. The names are kept in allow.txt in pi-docker's own folder, with --here in the state of the
+repository; a file in the repository is never read, for the agent could write it.";
+
+#[derive(Debug, Clone, PartialEq, Eq, clap::Args)]
+pub(crate) struct AllowArgs {
+    /// Take the hosts off the list again, and cut their open connections
+    #[arg(long)]
+    pub(crate) remove: bool,
+    /// Only for the repository you are in
+    #[arg(long)]
+    pub(crate) here: bool,
+    /// Print the whole list that is in force here
+    #[arg(long, conflicts_with_all = ["remove", "domains"])]
+    pub(crate) list: bool,
+    /// Hosts, by name
+    #[arg(value_name = "HOST")]
+    pub(crate) domains: Vec<String>,
+}
+
+/// The completions of the whole command line.
+pub(crate) fn completions(shell: clap_complete::Shell) -> Vec<u8> {
+    let mut script = Vec::new();
+    clap_complete::generate(shell, &mut Cli::command(), "pi-docker", &mut script);
+    script
 }
 
 /// A user and a group by number.

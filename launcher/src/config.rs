@@ -12,7 +12,6 @@ use anyhow::{Context, Result, anyhow, bail};
 use crate::credentials::PROVIDERS;
 use crate::error::hinted;
 use crate::home::Home;
-use crate::repo::Place;
 use crate::secret::Secret;
 use crate::settings::{self, Settings};
 
@@ -84,6 +83,7 @@ const GIT_NEEDS: &[&str] = &[
     "GIT_EXEC_PATH",
 ];
 
+#[derive(Clone)]
 pub(crate) struct Config {
     /// The user's home folder.
     pub(crate) user_home: PathBuf,
@@ -151,8 +151,8 @@ impl Config {
         })
     }
 
-    /// With what config.toml says, for this repository if there is one; the environment wins.
-    pub(crate) fn with_file(mut self, home: &Home, repository: Option<&Place>) -> Result<Config> {
+    /// With what config.toml says, for the repository of this root and id if there is one; the environment wins.
+    pub(crate) fn with_file(mut self, home: &Home, repository: Option<(&Path, &str)>) -> Result<Config> {
         let file = home.join("config.toml");
         let wrong = |e: anyhow::Error| anyhow!("cannot use '{}': {e}", file.display());
         let text = match std::fs::read_to_string(&file) {
@@ -161,12 +161,12 @@ impl Config {
             Err(e) => return Err(wrong(e.into())),
         };
         let read = |root| settings::parse(&text, root, &self.user_home).map_err(wrong);
-        let (general, mut settings) = (read(None)?, read(repository.map(|place| place.root.as_path()))?);
+        let (general, mut settings) = (read(None)?, read(repository.map(|(root, _)| root))?);
         // An image of its own for a repository that is built differently.
-        if let Some(place) = repository
+        if let Some((_, id)) = repository
             && BUILT_FROM.iter().any(|name| general.get(name) != settings.get(name))
         {
-            settings.entry("PI_DOCKER_IMAGE").or_insert_with(|| format!("pi-docker-agent:{}", place.id()));
+            settings.entry("PI_DOCKER_IMAGE").or_insert_with(|| format!("pi-docker-agent:{id}"));
         }
         settings::add(&mut settings, std::mem::take(&mut self.settings));
         if let Some(ca) = settings.get_mut("PI_DOCKER_EXTRA_CA") {

@@ -92,6 +92,9 @@ pub(crate) fn run(
 /// Takes away everything that was made on this machine. All steps are tried; the first failure is returned.
 pub(crate) fn clean_up(docker: &Docker, home: &Home, state: Option<&State>, run: RunDir) -> Result<()> {
     let wiped = recover::wipe(&run.record).map(drop);
+    if let Some(state) = state {
+        recover::keep_logs(docker, home, &state.dir, &run.record, &run.path);
+    }
     let removed = docker.remove_project(&run.record.project);
     let released = state.map_or(Ok(()), |state| state.release(home, &run.record.session));
     // As long as something is left, the folder stays: the next start reads in it what to do.

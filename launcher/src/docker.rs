@@ -5,7 +5,8 @@
 use std::collections::BTreeMap;
 use std::ffi::{OsStr, OsString};
 use std::fs::File;
-use std::io;
+use std::io::{self, Seek, Write};
+use std::os::unix::process::CommandExt;
 use std::process::{self, Child, Command, Stdio};
 use std::sync::mpsc;
 use std::thread;
@@ -103,6 +104,42 @@ impl Docker {
         let _ = self.ask(["kill", container], ANSWER);
     }
 
+    /// Tells a container's program to read its configuration again.
+    pub(crate) fn hang_up(&self, container: &str) -> Result<()> {
+        let output = self.ask(["kill", "--signal", "HUP", container], ANSWER)?;
+        if output.status.success() { Ok(()) } else { Err(failed("cannot reload", container, &output)) }
+    }
+
+    /// Ends a container at once and starts it again.
+    pub(crate) fn restart(&self, container: &str) -> Result<()> {
+        let output = self.ask(["restart", "--time", "0", container], ANSWER)?;
+        if output.status.success() { Ok(()) } else { Err(failed("cannot restart", container, &output)) }
+    }
+
+    /// What a container has written to its log; empty if it has none.
+    pub(crate) fn logs(&self, container: &str) -> String {
+        match self.ask(["logs", container], ANSWER) {
+            Ok(output) if output.status.success() => String::from_utf8_lossy(&output.stdout).into_owned(),
+            _ => String::new(),
+        }
+    }
+
+    /// Starts docker with its output in a pipe, for a reader of lines.
+    pub(crate) fn follow(&self, words: &[&str]) -> Result<Child> {
+        let mut command = self.command(words);
+        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::null()).spawn().map_err(not_started)
+    }
+
+    /// Runs docker with `input` on its stdin, and returns what it says.
+    pub(crate) fn feed(&self, words: &[&str], input: &[u8]) -> Result<process::Output> {
+        // A file, not a pipe: nobody has to write while the other side does not read.
+        let mut file = tempfile::tempfile().context("cannot make a file for docker's input")?;
+        file.write_all(input).and_then(|()| file.rewind()).context("cannot make a file for docker's input")?;
+        let mut command = self.command(words);
+        command.stdin(file);
+        answer(command, ANSWER)
+    }
+
     /// Removes every container and network of a compose project; a session's networks are its own. Stops nothing gently.
     pub(crate) fn remove_project(&self, project: &str) -> Result<()> {
         let filter = format!("label=com.docker.compose.project={project}");
@@ -153,23 +190,8 @@ impl Docker {
         S: AsRef<OsStr>,
     {
         let mut command = self.command(words);
-        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
-        // A group of its own: Ctrl-C is for the program in the foreground, and the clean-up goes on.
-        std::os::unix::process::CommandExt::process_group(&mut command, 0);
-        let child = command.spawn().map_err(not_started)?;
-        let pid = child.id();
-        let (sender, answer) = mpsc::channel();
-        thread::spawn(move || sender.send(child.wait_with_output()));
-        match answer.recv_timeout(limit) {
-            Ok(output) => output.context("cannot read what docker says"),
-            Err(_) => {
-                if let Ok(pid) = i32::try_from(pid) {
-                    let _ = kill(Pid::from_raw(pid), Signal::SIGKILL);
-                }
-                let hint = "see whether `docker info` answers; restart Docker if it does not";
-                Err(hinted(format!("cannot use Docker: no answer within {} s", limit.as_secs()), hint))
-            }
-        }
+        command.stdin(Stdio::null());
+        answer(command, limit)
     }
 
     fn command<I, S>(&self, words: I) -> Command
@@ -180,6 +202,26 @@ impl Docker {
         let mut command = Command::new("docker");
         command.env_clear().envs(self.env.iter().map(|(name, value)| (name, value))).args(words);
         command
+    }
+}
+
+/// Runs a prepared docker and returns what it says, unless it takes longer than `limit`.
+fn answer(mut command: Command, limit: Duration) -> Result<process::Output> {
+    // A group of its own: Ctrl-C is for the program in the foreground, and the clean-up goes on.
+    command.stdout(Stdio::piped()).stderr(Stdio::piped()).process_group(0);
+    let child = command.spawn().map_err(not_started)?;
+    let pid = child.id();
+    let (sender, answer) = mpsc::channel();
+    thread::spawn(move || sender.send(child.wait_with_output()));
+    match answer.recv_timeout(limit) {
+        Ok(output) => output.context("cannot read what docker says"),
+        Err(_) => {
+            if let Ok(pid) = i32::try_from(pid) {
+                let _ = kill(Pid::from_raw(pid), Signal::SIGKILL);
+            }
+            let hint = "see whether `docker info` answers; restart Docker if it does not";
+            Err(hinted(format!("cannot use Docker: no answer within {} s", limit.as_secs()), hint))
+        }
     }
 }
 

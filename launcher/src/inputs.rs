@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result};
 
 use crate::agent_copy;
-use crate::allowlist::{self, Domain};
+use crate::allowlist::{self, Domain, Entry};
 use crate::config::Config;
 use crate::credentials::{AuthFile, api_key, read_bounded};
 use crate::error::hinted;
@@ -79,17 +79,17 @@ pub(crate) fn allowed_names(config: &Config, home: &Home, state: &Path) -> Resul
     }
     for name in config.setting("PI_DOCKER_ALLOW").unwrap_or_default().split(',').filter(|name| !name.trim().is_empty())
     {
-        names.push(Domain::parse(name)?);
+        names.push(Entry::Allow(Domain::parse(name)?));
     }
     if config.setting("GITHUB_API_URL").is_some() {
         let (host, api) = github(config)?;
-        names.extend([Domain::parse(&host)?, Domain::parse(&api)?]);
+        names.extend([Entry::Allow(Domain::parse(&host)?), Entry::Allow(Domain::parse(&api)?)]);
     }
     Ok(allowlist::render(&allowlist::merge(names)))
 }
 
-/// The names in a list file, which may be missing.
-pub(crate) fn read_list(file: &Path) -> Result<Vec<Domain>> {
+/// The entries of a list file, which may be missing.
+pub(crate) fn read_list(file: &Path) -> Result<Vec<Entry>> {
     match read_bounded(file, LIST_MAX) {
         Ok(bytes) => allowlist::parse_list(&file.display().to_string(), &String::from_utf8_lossy(&bytes)),
         Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(Vec::new()),

@@ -1,11 +1,13 @@
 //! `pi-docker`, the launcher on the host: words and environment in, docker compose out, pi's exit status back.
 
 mod agent_copy;
+mod allow;
 mod allowlist;
 mod cli;
 mod config;
 mod containers;
 mod credentials;
+mod denied;
 mod docker;
 mod error;
 mod facts;
@@ -37,6 +39,7 @@ use anyhow::Result;
 use crate::cli::{Command, Invocation};
 use crate::config::Config;
 use crate::error::Silent;
+use crate::terminal::Terminal;
 
 fn main() -> ExitCode {
     let invocation = match cli::parse(std::env::args_os().skip(1).collect()) {
@@ -60,8 +63,20 @@ fn main() -> ExitCode {
 
 fn run(invocation: Invocation) -> Result<u8> {
     let config = Config::from_env()?;
-    match invocation {
-        Invocation::Session { options, pi_args } => session::start(config, &options, pi_args),
-        Invocation::Command { command: Command::Stop { all }, .. } => sessions::stop(config, all),
+    let (options, command) = match invocation {
+        Invocation::Session { options, pi_args } => return session::start(config, &options, pi_args),
+        Invocation::Command { options, command } => (options, command),
+    };
+    let _ = options;
+    match command {
+        Command::Allow(args) => allow::run(config, &args),
+        Command::Denied { follow, all } => sessions::denied(&config, all, follow),
+        Command::Status { json } => sessions::status(&config, json),
+        Command::Logs { follow } => sessions::logs(&config, follow),
+        Command::Stop { all } => sessions::stop(&config, all),
+        Command::Completions { shell } => {
+            Terminal::new(true, true).answer(String::from_utf8_lossy(&cli::completions(shell)).trim_end());
+            Ok(0)
+        }
     }
 }

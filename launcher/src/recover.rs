@@ -1,10 +1,15 @@
 //! Cleaning up after a session: the same steps for one that has just ended and, at the next start, for one whose launcher died.
 
+use std::path::Path;
+
 use anyhow::{Context, Result};
 
-use crate::credentials::wipe_if_unchanged;
+use crate::allowlist;
+use crate::credentials::{read_bounded, wipe_if_unchanged};
+use crate::denied::{self, Denial};
 use crate::docker::Docker;
 use crate::home::Home;
+use crate::inputs;
 use crate::run_dir::{self, Found, Record};
 use crate::state::State;
 use crate::terminal::{Terminal, printable};
@@ -41,6 +46,9 @@ impl Orphans {
         for found in self.0 {
             // It may be running still, and pi may have something to save. None of this name is what is hoped for.
             let _ = docker.stop(&found.record.container);
+            if !found.record.is_login() {
+                keep_logs(docker, home, &home.state(&found.record.repository_id), &found.record, &found.path);
+            }
             let removed = docker.remove_project(&found.record.project).and_then(|()| {
                 State::new(home, &found.record.repository_id, &found.record.root)
                     .release(home, &found.record.session)?;
@@ -53,6 +61,16 @@ impl Orphans {
             }
         }
     }
+}
+
+/// Keeps what `pi-docker denied` and `pi-docker logs` show of a session that has ended. A session does not fail by it.
+pub(crate) fn keep_logs(docker: &Docker, home: &Home, state: &Path, record: &Record, run: &Path) {
+    let squid = docker.logs(&record.proxy());
+    let allowed = inputs::read_list(&run.join("squid/allow.txt")).map(allowlist::merge).unwrap_or_default();
+    let denials = squid.lines().filter_map(|line| Denial::parse(line, &allowed));
+    let _ = denied::keep(&home.join("denied.log"), &denied::group(denials, &record.repository_id, &record.session));
+    let log = read_bounded(&run.join("control/log"), 2 << 20).unwrap_or_default();
+    let _ = std::fs::write(state.join("last.log"), log);
 }
 
 /// Empties the session's auth.json on the host if it still holds what the session found there, unless it is to be kept.

@@ -25,6 +25,22 @@ pub(crate) struct Record {
     pub(crate) auth: PathBuf,
     pub(crate) auth_digest: Option<String>,
     pub(crate) keep_auth: bool,
+    /// Who the agent runs as.
+    pub(crate) user: (u32, u32),
+    /// When it began, in seconds since 1970.
+    pub(crate) started: u64,
+}
+
+impl Record {
+    /// The container of its proxy, as docker compose names it.
+    pub(crate) fn proxy(&self) -> String {
+        format!("{}-proxy-1", self.project)
+    }
+
+    /// Whether it is a login, which has no repository and no proxy.
+    pub(crate) fn is_login(&self) -> bool {
+        self.repository_id.is_empty()
+    }
 }
 
 pub(crate) struct RunDir {
@@ -134,12 +150,16 @@ pub(crate) fn list(home: &Home) -> Vec<Found> {
 }
 
 /// The sessions that have their launcher.
-pub(crate) fn running(home: &Home) -> Result<Vec<Record>> {
+pub(crate) fn running(home: &Home) -> Result<Vec<(Record, PathBuf)>> {
     if !home.runs().is_dir() {
         return Ok(Vec::new());
     }
     let _starting = lock_runs(home)?;
-    Ok(list(home).into_iter().filter(|found| found.orphaned.is_none()).map(|found| found.record).collect())
+    Ok(list(home)
+        .into_iter()
+        .filter(|found| found.orphaned.is_none())
+        .map(|found| (found.record, found.path))
+        .collect())
 }
 
 fn look(path: &Path) -> Option<Found> {

@@ -7,6 +7,7 @@ use std::io::Read;
 use std::net::SocketAddr;
 use std::path::Path;
 use std::thread;
+use std::time::{SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, Result, anyhow};
 
@@ -47,7 +48,7 @@ pub(crate) fn start(config: Config, options: &Options, pi_args: Vec<OsString>) -
     let pi_args = words_for_pi(pi_args)?;
     let home = Home::find(&config)?;
     let place = Place::find(&config.cwd)?;
-    let config = config.with_file(&home, Some(&place))?;
+    let config = config.with_file(&home, Some((&place.root, &place.id())))?;
     let orphans = if options.dry_run { None } else { Some(Orphans::find(&home)?) };
     if let Some(orphans) = &orphans {
         orphans.wipe(&terminal)?;
@@ -137,6 +138,8 @@ impl Session<'_> {
             auth: self.facts.auth.path.clone(),
             auth_digest: self.facts.auth.digest.clone(),
             keep_auth: self.keep_auth(),
+            user: (self.facts.user.uid, self.facts.user.gid),
+            started: unix_now(),
         }
     }
 
@@ -189,6 +192,11 @@ impl Session<'_> {
         self.terminal.answer(&format!("{text}\n\ndocker {}\n\n{}", words.join(" "), overlay::render(&plan)));
         Ok(0)
     }
+}
+
+/// Seconds since 1970.
+pub(crate) fn unix_now() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |elapsed| elapsed.as_secs())
 }
 
 /// Whether the host labels its files.

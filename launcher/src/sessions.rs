@@ -1,34 +1,253 @@
-//! The sessions that run: ending them, listing them, what they said.
+//! The sessions that run: ending them, listing them, what they said and what they were refused.
 
 use std::collections::BTreeMap;
+use std::fs;
+use std::io::{BufRead, BufReader, Read, Seek, SeekFrom};
+use std::path::{Path, PathBuf};
+use std::sync::mpsc;
+use std::thread;
+use std::time::{Duration, SystemTime};
 
-use anyhow::Result;
+use anyhow::{Context, Result};
+use serde_json::{Value, json};
 
+use crate::allowlist::{self, Domain};
 use crate::config::Config;
+use crate::denied::{self, Denial, Kept};
 use crate::docker::Docker;
 use crate::error::Silent;
 use crate::home::Home;
+use crate::inputs;
 use crate::repo::Place;
-use crate::run_dir;
-use crate::terminal::Terminal;
+use crate::run_dir::{self, Record};
+use crate::terminal::{Terminal, printable};
+
+/// How long pi-subagent may take to answer, so that one stuck session does not hide the others.
+const SUBAGENTS: Duration = Duration::from_secs(10);
+const LOOK: Duration = Duration::from_millis(200);
+
+/// What the commands here begin with.
+struct Scene {
+    terminal: Terminal,
+    home: Home,
+    docker: Docker,
+    /// The repository that is asked about; `None` for all.
+    repository: Option<String>,
+}
+
+impl Scene {
+    fn new(config: &Config, all: bool) -> Result<Scene> {
+        Ok(Scene {
+            terminal: Terminal::new(true, config.no_colour),
+            home: Home::find(config)?,
+            docker: Docker::new(config, &BTreeMap::new()),
+            repository: if all { None } else { Some(Place::find(&config.cwd)?.id()) },
+        })
+    }
+
+    fn running(&self) -> Result<Vec<(Record, PathBuf)>> {
+        let mut running = run_dir::running(&self.home)?;
+        running.retain(|(record, _)| self.repository.as_ref().is_none_or(|id| *id == record.repository_id));
+        running.sort_by_key(|(record, _)| record.started);
+        Ok(running)
+    }
+
+    fn none(&self) -> anyhow::Error {
+        self.terminal.say(if self.repository.is_none() {
+            "no session is running"
+        } else {
+            "no session of this repository is running"
+        });
+        Silent(1).into()
+    }
+}
 
 /// Ends the sessions of the repository that the user is in, or all of them.
-pub(crate) fn stop(config: Config, all: bool) -> Result<u8> {
-    let terminal = Terminal::new(true, config.no_colour);
-    let home = Home::find(&config)?;
-    let repository = if all { None } else { Some(Place::find(&config.cwd)?.id()) };
-    let docker = Docker::new(&config, &BTreeMap::new());
-    let mut ended = 0;
-    for record in run_dir::running(&home)? {
-        if repository.as_ref().is_none_or(|id| *id == record.repository_id) {
-            terminal.say(&format!("ending {} …", record.project));
-            docker.stop(&record.container)?;
-            ended += 1;
+pub(crate) fn stop(config: &Config, all: bool) -> Result<u8> {
+    let scene = Scene::new(config, all)?;
+    let running = scene.running()?;
+    if running.is_empty() {
+        return Err(scene.none());
+    }
+    thread::scope(|scope| {
+        let ends: Vec<_> = running
+            .iter()
+            .map(|(record, _)| {
+                scene.terminal.say(&format!("ending {} …", record.project));
+                scope.spawn(|| scene.docker.stop(&record.container))
+            })
+            .collect();
+        ends.into_iter().try_for_each(|end| end.join().unwrap_or(Ok(())))
+    })?;
+    Ok(0)
+}
+
+/// Lists the sessions of all repositories, and their subagents as pi-subagent in the container tells it.
+pub(crate) fn status(config: &Config, as_json: bool) -> Result<u8> {
+    let scene = Scene::new(config, true)?;
+    let running = scene.running()?;
+    let tasks: Vec<Option<Value>> = thread::scope(|scope| {
+        let asked: Vec<_> =
+            running.iter().map(|(record, _)| scope.spawn(|| subagents(&scene.docker, record))).collect();
+        asked.into_iter().map(|asked| asked.join().ok().flatten()).collect()
+    });
+    let sessions = running.iter().zip(tasks);
+    if as_json {
+        let sessions: Vec<Value> = sessions
+            .map(|((record, _), tasks)| {
+                json!({
+                    "project": record.project, "session": record.session, "repository": record.root, "login": record.is_login(),
+                    "started": record.started, "pid": record.pid, "subagents": tasks,
+                })
+            })
+            .collect();
+        scene.terminal.answer(&json!({ "sessions": sessions }).to_string());
+        return Ok(0);
+    }
+    if running.is_empty() {
+        scene.terminal.answer("no session is running");
+    }
+    for ((record, _), tasks) in sessions {
+        let root = record.root.display().to_string();
+        let what = if record.is_login() { "login" } else { root.as_str() };
+        scene.terminal.answer(&format!(
+            "{}  {}  started {}",
+            record.project,
+            printable(what),
+            denied::ago(record.started, SystemTime::now())
+        ));
+        let lines: Vec<&Value> = tasks.iter().flat_map(|tasks| tasks.as_array().into_iter().flatten()).collect();
+        for task in lines {
+            scene.terminal.answer(&format!("  {}", printable(task["text"].as_str().unwrap_or_default())));
+        }
+        if tasks.is_none() && !record.is_login() {
+            scene.terminal.answer("  subagents: no answer");
         }
     }
-    if ended == 0 {
-        terminal.say(if all { "no session is running" } else { "no session of this repository is running" });
-        return Err(Silent(1).into());
+    Ok(0)
+}
+
+fn subagents(docker: &Docker, record: &Record) -> Option<Value> {
+    if record.is_login() {
+        return None;
+    }
+    let user = format!("{}:{}", record.user.0, record.user.1);
+    let words = [
+        "exec",
+        "--user",
+        &user,
+        "--workdir",
+        "/workspace",
+        "--env",
+        "HOME=/home/pi",
+        &record.container,
+        "pi-subagent",
+        "list",
+        "--json",
+    ];
+    let output = docker.ask(words, SUBAGENTS).ok().filter(|output| output.status.success())?;
+    let answer: Value = serde_json::from_slice(&output.stdout).ok()?;
+    answer.get("tasks").filter(|tasks| tasks.is_array()).cloned()
+}
+
+/// Shows what PID 1 and pi-subagent said in the sessions of this repository that run, else in the last one.
+pub(crate) fn logs(config: &Config, follow: bool) -> Result<u8> {
+    let scene = Scene::new(config, false)?;
+    let mut files: Vec<PathBuf> = scene.running()?.into_iter().map(|(_, run)| run.join("control/log")).collect();
+    if files.is_empty() {
+        if follow {
+            return Err(scene.none());
+        }
+        let state = scene.home.state(scene.repository.as_deref().unwrap_or_default());
+        files.push(state.join("last.log"));
+    }
+    let mut read = vec![0; files.len()];
+    loop {
+        let mut any = false;
+        for (file, at) in files.iter().zip(&mut read) {
+            any |= file.exists();
+            for line in new_lines(file, at)? {
+                scene.terminal.answer(&printable(&line));
+            }
+        }
+        if !follow || !any {
+            return Ok(0);
+        }
+        thread::sleep(LOOK);
+    }
+}
+
+/// The whole lines that have come since the last look.
+fn new_lines(file: &Path, at: &mut u64) -> Result<Vec<String>> {
+    let Ok(mut log) = fs::File::open(file) else { return Ok(Vec::new()) };
+    let mut text = Vec::new();
+    log.seek(SeekFrom::Start(*at))
+        .and_then(|_| log.take(4 << 20).read_to_end(&mut text))
+        .with_context(|| format!("cannot read '{}'", file.display()))?;
+    let whole = text.iter().rposition(|&b| b == b'\n').map_or(0, |newline| newline + 1);
+    *at += whole as u64;
+    Ok(String::from_utf8_lossy(&text[..whole]).lines().map(str::to_owned).collect())
+}
+
+/// Shows what was refused, by host, in the sessions that run and those that have ended; `follow`: as it happens.
+pub(crate) fn denied(config: &Config, all: bool, follow: bool) -> Result<u8> {
+    let scene = Scene::new(config, all)?;
+    let running: Vec<_> = scene.running()?.into_iter().filter(|(record, _)| !record.is_login()).collect();
+    let allowed =
+        |run: &Path| inputs::read_list(&run.join("squid/allow.txt")).map(allowlist::merge).unwrap_or_default();
+    if follow {
+        if running.is_empty() {
+            return Err(scene.none());
+        }
+        return follow_denied(&scene, running.iter().map(|(record, run)| (record, allowed(run))).collect());
+    }
+    let mut found: Vec<Kept> = denied::kept(&scene.home.join("denied.log"));
+    found.retain(|kept| scene.repository.as_ref().is_none_or(|id| *id == kept.repository));
+    for (record, run) in &running {
+        let (log, allowed) = (scene.docker.logs(&record.proxy()), allowed(run));
+        let denials = log.lines().filter_map(|line| Denial::parse(line, &allowed));
+        found.extend(denied::group(denials, &record.repository_id, &record.session));
+    }
+    let mut hosts: BTreeMap<(String, String), (u64, u64)> = BTreeMap::new();
+    for kept in found {
+        let entry = hosts.entry((kept.host, kept.reason)).or_default();
+        *entry = (entry.0.max(kept.time), entry.1 + kept.count);
+    }
+    let mut hosts: Vec<_> = hosts.into_iter().collect();
+    hosts.sort_by_key(|(_, (time, _))| *time);
+    if hosts.is_empty() {
+        scene.terminal.say("nothing was refused");
+    }
+    for ((host, reason), (time, count)) in hosts {
+        let when = denied::ago(time, SystemTime::now());
+        scene.terminal.answer(&line(&host, &reason, &format!("{count}×, {when}")));
+    }
+    Ok(0)
+}
+
+fn line(host: &str, reason: &str, when: &str) -> String {
+    let remedy = Denial::remedy(host, reason).map(|command| format!("  → {command}")).unwrap_or_default();
+    printable(&format!("{host:<40} {when:<18} {reason}{remedy}")).into_owned()
+}
+
+fn follow_denied(scene: &Scene, running: Vec<(&Record, Vec<Domain>)>) -> Result<u8> {
+    let (sender, denials) = mpsc::channel();
+    for (record, allowed) in running {
+        let mut child = scene.docker.follow(&["logs", "--follow", "--tail", "0", &record.proxy()])?;
+        let sender = sender.clone();
+        thread::spawn(move || {
+            let lines = child.stdout.take().map(BufReader::new).into_iter().flat_map(BufRead::lines);
+            for line in lines.map_while(Result::ok) {
+                if Denial::parse(&line, &allowed).is_some_and(|denial| sender.send(denial).is_err()) {
+                    break;
+                }
+            }
+            let _ = child.wait();
+        });
+    }
+    drop(sender);
+    for denial in denials {
+        scene.terminal.answer(&line(&denial.host, &denial.reason, "now"));
     }
     Ok(0)
 }

@@ -95,7 +95,7 @@ fn a_dead_launchers_login_is_emptied_even_without_an_engine() {
     let record = serde_json::json!({
         "pid": 1, "session": "0badcafe", "project": "pi-repo-0badcafe", "container": "pi-repo-0badcafe-agent",
         "repository_id": "repo-0", "root": scene.path("repo"), "auth": scene.path("user/.pi/agent/auth.json"),
-        "auth_digest": common::sha256(login), "keep_auth": false,
+        "auth_digest": common::sha256(login), "keep_auth": false, "user": [1000, 1000], "started": 1,
     });
     scene.write("home/run/0badcafe/owner", &record.to_string());
     scene.run("repo", &["--yes"]).fails_with(1, "cannot reach the Docker engine");
