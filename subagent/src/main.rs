@@ -1,1 +1,86 @@
-fn main() {}
+//! pi-subagent: one task for one pi, in a git worktree of its own. Parses, calls, gives the exit status; the story of a task
+//! is in `run.rs`.
+
+mod agent;
+mod cancel;
+mod cleanup;
+mod cli;
+mod commit;
+mod config;
+mod deliver;
+mod failure;
+mod git;
+mod github;
+mod http;
+mod judge;
+mod limits;
+mod list;
+mod pr_text;
+mod preflight;
+mod remote;
+mod repo;
+mod report;
+mod result;
+mod run;
+mod secret;
+mod slots;
+mod spec;
+mod store;
+mod stream;
+mod sys;
+mod task;
+mod transport;
+mod worktree;
+
+use std::process::ExitCode;
+
+use clap::Parser;
+
+use crate::cli::{Cli, Command};
+use crate::config::Config;
+use crate::failure::{Code, OrFail, Result};
+
+fn main() -> ExitCode {
+    let exit = start(Cli::parse()).unwrap_or_else(|failure| {
+        report::complain(&failure);
+        failure.code.exit()
+    });
+    ExitCode::from(exit)
+}
+
+fn start(cli: Cli) -> Result<u8> {
+    // Another process of the user must not read the token out of our memory.
+    sys::hide().or_fail(Code::Internal, || "cannot protect the process".into())?;
+    let config = Config::from_env()?;
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    let runtime = runtime.or_fail(Code::Internal, || "cannot start the runtime".into())?;
+    let exit = runtime.block_on(call(&config, cli.command));
+    // A blocked call of libgit2 must not keep the process.
+    runtime.shutdown_background();
+    exit
+}
+
+async fn call(config: &Config, command: Command) -> Result<u8> {
+    match command {
+        Command::Spawn(args) => {
+            let json = args.json;
+            Ok(run::spawn(config, spec::read(*args)?, json).await)
+        }
+        Command::List { json } => {
+            report::answer(json, &list::list(config).await?);
+            Ok(0)
+        }
+        Command::Cleanup(args) => {
+            let wish = cleanup::Wish {
+                tasks: args.tasks,
+                all: args.all,
+                discard: args.discard,
+                keep_branch: args.keep_branch,
+                dry_run: args.dry_run,
+            };
+            let (answer, done) = cleanup::cleanup(config, &wish).await?;
+            report::answer(args.json, &answer);
+            Ok(if done { 0 } else { 1 })
+        }
+    }
+}

@@ -1,0 +1,214 @@
+//! `pi-subagent cleanup`: removes tasks whose work is safe elsewhere and says why it kept the others. Whatever cannot be
+//! judged is kept. What is discarded on request goes to a trash that it can be taken back from.
+
+use std::fs;
+
+use serde_json::{Value, json};
+
+use crate::config::Config;
+use crate::failure::{Code, Failure, OrFail, Result};
+use crate::git::Git;
+use crate::judge::reasons_to_keep;
+use crate::preflight;
+use crate::remote::Heads;
+use crate::repo::Workspace;
+use crate::store::{State, Store, TaskDir, now};
+use crate::task::{PrMode, TaskName};
+use crate::worktree::Worktree;
+
+/// What is asked for.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Wish {
+    pub(crate) tasks: Vec<String>,
+    pub(crate) all: bool,
+    pub(crate) discard: bool,
+    pub(crate) keep_branch: bool,
+    pub(crate) dry_run: bool,
+}
+
+/// What became of one task.
+struct Fate {
+    task: String,
+    removed: bool,
+    reasons: Vec<String>,
+    trash: Option<String>,
+}
+
+/// Gives the answer and whether everything that was named is gone.
+pub(crate) async fn cleanup(config: &Config, wish: &Wish) -> Result<(Value, bool)> {
+    let workspace = Workspace::discover(&config.cwd)?;
+    let store = Store::open(&workspace.common);
+    let dirs = chosen(&store, wish)?;
+    let heads = if wish.discard || dirs.is_empty() { None } else { ask_remote(config, &workspace).await };
+    let mut fates = Vec::new();
+    for dir in &dirs {
+        let fate = one(&workspace, &store, dir, wish, heads.as_ref().and_then(|heads| heads.as_ref().ok())).await;
+        let mut fate = fate.unwrap_or_else(|failure| kept(dir, vec![failure.to_string()]));
+        if let (Some(Err(failure)), false) = (&heads, fate.reasons.is_empty()) {
+            fate.reasons.push(failure.message.clone());
+        }
+        fates.push(fate);
+    }
+    let done = fates.iter().all(|fate| fate.removed);
+    Ok((answer(&fates, wish.dry_run), done || wish.all))
+}
+
+fn chosen(store: &Store, wish: &Wish) -> Result<Vec<TaskDir>> {
+    if wish.all {
+        return store.tasks();
+    }
+    wish.tasks.iter().map(|name| Ok(store.task(&TaskName::parse(name)?))).collect()
+}
+
+/// None if there is no remote at all: then nothing can be on it.
+async fn ask_remote(config: &Config, workspace: &Workspace) -> Option<Result<Heads>> {
+    match preflight::connect(config, workspace, PrMode::None).await {
+        Ok(remote) => Some(Ok(remote.heads)),
+        Err(failure) if failure.code == Code::NoRemote => Some(Ok(Heads::default())),
+        Err(failure) => Some(Err(failure)),
+    }
+}
+
+async fn one(workspace: &Workspace, store: &Store, dir: &TaskDir, wish: &Wish, heads: Option<&Heads>) -> Result<Fate> {
+    if !dir.path("").is_dir() {
+        return Err(Failure::new(Code::NoTask, format!("there is no task '{}'", dir.name)));
+    }
+    let Some(_claim) = dir.claim()? else { return Ok(kept(dir, vec!["it is running".into()])) };
+    let state = match dir.load() {
+        Ok(Some(state)) => state,
+        Ok(None) if workspace.worktree(dir.name.as_str()).exists() => {
+            return Ok(kept(dir, vec!["its state is missing".into()]));
+        }
+        Ok(None) => {
+            if !wish.dry_run {
+                dir.remove()?;
+            }
+            return Ok(removed(dir, None));
+        }
+        Err(failure) => return Ok(kept(dir, vec![failure.message])),
+    };
+    let _lock = store.repository_lock().await?;
+    if wish.discard {
+        if wish.dry_run {
+            return Ok(removed(dir, None));
+        }
+        let trash = discard(workspace, store, dir, &state).await?;
+        return Ok(removed(dir, Some(trash)));
+    }
+    let reasons = reasons_to_keep(workspace, &state, heads).await;
+    if !reasons.is_empty() {
+        return Ok(kept(dir, reasons));
+    }
+    if !wish.dry_run {
+        remove(workspace, dir, &state, wish.keep_branch)?;
+    }
+    Ok(removed(dir, None))
+}
+
+/// Removes what is known to be safe. The folder first gets a name nobody looks for, so that half of it is never mistaken
+/// for work.
+fn remove(workspace: &Workspace, dir: &TaskDir, state: &State, keep_branch: bool) -> Result<()> {
+    let worktree = Worktree::of(workspace, &state.task);
+    if worktree.path.exists() {
+        let gone = worktree.path.with_file_name(format!(".gone-{}", state.task));
+        let _ = fs::remove_dir_all(&gone);
+        fs::rename(&worktree.path, &gone)
+            .or_fail(Code::Internal, || format!("cannot move '{}'", worktree.path.display()))?;
+        fs::remove_dir_all(&gone).or_fail(Code::Internal, || format!("cannot remove '{}'", gone.display()))?;
+    }
+    worktree.remove()?;
+    if !keep_branch {
+        drop_branch(workspace, &state.branch)?;
+    }
+    dir.remove()
+}
+
+fn drop_branch(workspace: &Workspace, branch: &str) -> Result<()> {
+    let repository = workspace.shared()?;
+    match repository.find_reference(&format!("refs/heads/{branch}")) {
+        Ok(mut found) => found.delete().or_fail(Code::Internal, || format!("cannot delete the branch '{branch}'")),
+        Err(_) => Ok(()),
+    }
+}
+
+/// Keeps a commit of everything that is there, and the folder itself, under names that say when.
+async fn discard(workspace: &Workspace, store: &Store, dir: &TaskDir, state: &State) -> Result<String> {
+    let worktree = Worktree::of(workspace, &state.task);
+    let name = format!("{}-{}", state.task, now());
+    let trash_ref = format!("refs/pi-subagent/trash/{name}");
+    let repository = workspace.shared()?;
+    if worktree.path.exists() && state.ready {
+        snapshot(&worktree, dir, &trash_ref).await?;
+        let place = workspace.root.join(".worktrees/.trash");
+        fs::create_dir_all(&place).or_fail(Code::Internal, || format!("cannot create '{}'", place.display()))?;
+        let target = place.join(&name);
+        fs::rename(&worktree.path, &target)
+            .or_fail(Code::Internal, || format!("cannot move '{}'", worktree.path.display()))?;
+        // Without its link it is a plain folder, which no git command mistakes for a worktree.
+        let _ = fs::remove_file(target.join(".git"));
+    } else if let Ok(tip) = repository.revparse_single(&format!("refs/heads/{}", state.branch)) {
+        repository
+            .reference(&trash_ref, tip.id(), true, "pi-subagent: discarded")
+            .or_fail(Code::Internal, || format!("cannot write '{trash_ref}'"))?;
+    }
+    worktree.remove()?;
+    drop_branch(workspace, &state.branch)?;
+    let records = store.dir().join("trash");
+    crate::store::make_dir(&records)?;
+    fs::rename(dir.path(""), records.join(&name))
+        .or_fail(Code::Internal, || "cannot move the task's records".into())?;
+    Ok(trash_ref)
+}
+
+/// A commit on top of HEAD with everything that git would add, made with an index of its own.
+async fn snapshot(worktree: &Worktree, dir: &TaskDir, name: &str) -> Result<()> {
+    let index = dir.path("trash.index");
+    let own = worktree.admin.join("index");
+    if own.exists() {
+        fs::copy(&own, &index).or_fail(Code::Internal, || format!("cannot copy '{}'", own.display()))?;
+    }
+    let git = worktree.git().with_index(&index);
+    git.run(&["add", "-A", "--sparse", "."]).await?;
+    let tree = git.text(&["write-tree"]).await?;
+    let commit = commit_tree(&git, worktree, &tree).await?;
+    git.run(&["update-ref", name, &commit]).await?;
+    let _ = fs::remove_file(&index);
+    Ok(())
+}
+
+async fn commit_tree(git: &Git, worktree: &Worktree, tree: &str) -> Result<String> {
+    let identity = crate::commit::identity(&worktree.open()?);
+    let mut args: Vec<&str> = identity.iter().flat_map(|setting| ["-c", setting.as_str()]).collect();
+    args.extend(["commit-tree", "-p", "HEAD", "-m", "pi-subagent: discarded", tree]);
+    git.text(&args).await
+}
+
+fn kept(dir: &TaskDir, reasons: Vec<String>) -> Fate {
+    Fate { task: dir.name.to_string(), removed: false, reasons, trash: None }
+}
+
+fn removed(dir: &TaskDir, trash: Option<String>) -> Fate {
+    Fate { task: dir.name.to_string(), removed: true, reasons: Vec::new(), trash }
+}
+
+fn answer(fates: &[Fate], dry_run: bool) -> Value {
+    let lines: Vec<String> = fates
+        .iter()
+        .map(|fate| match (fate.removed, &fate.trash, dry_run) {
+            (true, _, true) => format!("{}: would be removed", fate.task),
+            (true, Some(trash), false) => {
+                format!("{}: discarded; take it back with: git branch {}-again {trash}", fate.task, fate.task)
+            }
+            (true, None, false) => format!("{}: removed", fate.task),
+            (false, ..) => format!("{}: kept, because {}", fate.task, fate.reasons.join("; ")),
+        })
+        .collect();
+    let text = if lines.is_empty() { "No subagents.".to_owned() } else { lines.join("\n") };
+    let tasks: Vec<Value> = fates
+        .iter()
+        .map(|fate| json!({"task": fate.task, "removed": fate.removed, "reasons": fate.reasons, "trash": fate.trash}))
+        .collect();
+    let removable = fates.iter().filter(|fate| fate.removed).count();
+    let question = format!("Remove {removable} of {} subagents?", fates.len());
+    json!({"v": 1, "dryRun": dry_run, "tasks": tasks, "removable": removable, "question": question, "text": text})
+}

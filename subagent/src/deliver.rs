@@ -1,0 +1,164 @@
+//! The second half of every run, and all of `finish`: what is left is committed, the branch pushed, the pull request opened.
+//! Calls no model, and can be repeated: each step looks first whether it is done.
+
+use std::time::Duration;
+
+use git2::Oid;
+use serde_json::json;
+
+use crate::commit::{leftovers, settle_branch};
+use crate::failure::{Code, Failure, OrFail, Result};
+use crate::github::Wanted;
+use crate::pr_text::{self, Source, compose, subjects, template};
+use crate::preflight::Remote;
+use crate::remote;
+use crate::repo::{ahead_behind, diff_stat};
+use crate::report::{GitInfo, PrInfo, Stage};
+use crate::run::Job;
+use crate::task::PrMode;
+
+/// Where the work is now.
+#[derive(Debug, Default)]
+pub(crate) struct Delivered {
+    pub(crate) git: GitInfo,
+    pub(crate) pr: Option<PrInfo>,
+    /// What could not be done; the work is in every case where `git` says.
+    pub(crate) failure: Option<Failure>,
+}
+
+const PUSH_TRIES: [Duration; 2] = [Duration::from_secs(1), Duration::from_secs(4)];
+
+/// Commits what is left and looks at the branch. Local only.
+pub(crate) async fn gather(job: &mut Job) -> Delivered {
+    let mut done = Delivered::default();
+    done.git.branch = job.state.branch.clone();
+    done.git.base = job.state.base.clone();
+    done.git.base_oid = job.state.base_oid.clone();
+    if let Err(failure) = collect(job, &mut done).await {
+        done.failure = Some(failure);
+    }
+    done
+}
+
+async fn collect(job: &mut Job, done: &mut Delivered) -> Result<()> {
+    job.stage(Stage::Committing);
+    job.worktree.clear_stale_locks();
+    let left = leftovers(&job.worktree, &job.state.task).await;
+    let left = match left {
+        Ok(left) => left,
+        Err(failure) => {
+            done.git.dirty = true;
+            done.failure = Some(failure);
+            Default::default()
+        }
+    };
+    done.git.auto_committed = left.committed;
+    done.git.dirty |= !left.kept.is_empty();
+    if !left.kept.is_empty() {
+        let shown: Vec<&str> = left.kept.iter().take(5).map(String::as_str).collect();
+        let text = format!("{} uncommitted and only in the worktree: {}", left.kept.len(), shown.join(", "));
+        job.reporter.warning("left_uncommitted", &text);
+    }
+    let (head, stray) = settle_branch(&job.worktree, &job.state.task)?;
+    if let Some(stray) = stray {
+        done.git.dirty = true;
+        job.reporter.warning("stray_commits", &stray);
+    }
+    let repository = job.workspace.shared()?;
+    let base = Oid::from_str(&job.state.base_oid).or_fail(Code::Internal, || "cannot read the base commit".into())?;
+    done.git.head = head.to_string();
+    done.git.commits = ahead_behind(&repository, head, base).0;
+    done.git.diff = diff_stat(&repository, base, head).unwrap_or_default();
+    done.git.ahead = done.git.commits;
+    Ok(())
+}
+
+/// Pushes the branch and opens the pull request. `partial` is why the work is not complete.
+pub(crate) async fn send(job: &mut Job, remote: &Remote, done: &mut Delivered, partial: Option<&str>) {
+    if let Err(failure) = push(job, remote, done).await {
+        done.failure.get_or_insert(failure);
+        return;
+    }
+    match open(job, remote, done, partial).await {
+        Ok(pr) => done.pr = pr,
+        Err(failure) => {
+            done.failure.get_or_insert(failure);
+        }
+    }
+}
+
+async fn push(job: &mut Job, remote: &Remote, done: &mut Delivered) -> Result<()> {
+    job.cancel.check()?;
+    job.stage(Stage::Pushing);
+    let branch = job.state.branch.clone();
+    let mut tries = PUSH_TRIES.iter();
+    loop {
+        match remote::push(&remote.line, &job.workspace.common, &branch, &job.cancel).await {
+            Ok(()) => break,
+            Err(failure) if matches!(failure.code, Code::Network | Code::GithubDown) => match tries.next() {
+                Some(pause) => {
+                    job.cancel
+                        .or(async {
+                            tokio::time::sleep(*pause).await;
+                            Ok(())
+                        })
+                        .await?
+                }
+                None => return Err(failure.code(Code::PushFailed)),
+            },
+            Err(failure) if failure.code == Code::Internal => return Err(failure.code(Code::PushFailed)),
+            Err(failure) => return Err(failure),
+        }
+    }
+    done.git.pushed = true;
+    job.state.pushed = Some(done.git.head.clone());
+    job.save();
+    Ok(())
+}
+
+async fn open(job: &mut Job, remote: &Remote, done: &Delivered, partial: Option<&str>) -> Result<Option<PrInfo>> {
+    let Some(github) = &remote.github else { return Ok(None) };
+    if job.state.spec.pr == PrMode::None {
+        return Ok(None);
+    }
+    job.cancel.check()?;
+    job.stage(Stage::OpeningPr);
+    let wanted = text(job, remote, done, partial)?;
+    let pr = github.open(&wanted).await.map_err(|failure| match failure.code {
+        Code::Network | Code::GithubDown | Code::TokenRejected | Code::RepositoryNotFound => {
+            failure.code(Code::PrFailed)
+        }
+        _ => failure,
+    })?;
+    job.reporter.event("pr", json!({"pr": pr}), &format!("pull request {}", pr.url));
+    job.state.pr = Some(pr.clone());
+    job.save();
+    Ok(Some(pr))
+}
+
+fn text(job: &Job, remote: &Remote, done: &Delivered, partial: Option<&str>) -> Result<Wanted> {
+    let repository = job.workspace.shared()?;
+    let oid = |text: &str| Oid::from_str(text).or_fail(Code::Internal, || format!("cannot read the commit '{text}'"));
+    let (base, head) = (oid(&done.git.base_oid)?, oid(&done.git.head)?);
+    let spec = &job.state.spec;
+    let text = compose(&Source {
+        task: &job.state.task,
+        title: spec.title.as_deref(),
+        written: std::fs::read_to_string(job.dir.path("pr.md")).ok().as_deref(),
+        template: template(&repository, base).as_deref(),
+        commits: &subjects(&repository, base, head),
+        summary: &job.state.summary,
+        partial,
+        model: spec.model.as_deref(),
+        usage: &job.state.usage,
+    });
+    let pr_text::PrText { title, body } = text;
+    let draft = spec.pr == PrMode::Draft || (spec.pr == PrMode::Auto && partial.is_some());
+    Ok(Wanted {
+        head: job.state.branch.clone(),
+        base: job.state.base.clone(),
+        title: remote.token.redact(&title),
+        body: remote.token.redact(&body),
+        draft,
+    })
+}

@@ -1,0 +1,147 @@
+//! The git program: the only file that starts it. It writes files of worktrees and commits, because filters, sparse
+//! checkouts and index formats are its own, and it asks credential helpers. Never the network, never a hook, never a prompt.
+
+use std::ffi::OsStr;
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
+use std::time::Duration;
+
+use tokio::io::AsyncWriteExt;
+use tokio::process::Command;
+
+use crate::failure::{Code, Failure, OrFail, Result};
+use crate::secret::Secret;
+
+/// Variables that would make git look at another repository than the one it is started in.
+pub(crate) const FOREIGN: &[&str] = &[
+    "GIT_DIR",
+    "GIT_WORK_TREE",
+    "GIT_INDEX_FILE",
+    "GIT_COMMON_DIR",
+    "GIT_OBJECT_DIRECTORY",
+    "GIT_ALTERNATE_OBJECT_DIRECTORIES",
+    "GIT_NAMESPACE",
+    "GIT_PREFIX",
+    "GIT_CONFIG",
+    "GIT_CONFIG_PARAMETERS",
+    "GIT_CONFIG_COUNT",
+];
+
+/// A git that hangs (a filter, a dead file system) must not hang the runner.
+const PATIENCE: Duration = Duration::from_secs(900);
+
+/// Who we are for a remote.
+#[derive(Clone, Debug)]
+pub(crate) struct Credential {
+    pub(crate) user: String,
+    pub(crate) token: Secret,
+}
+
+/// git, in one working folder.
+#[derive(Clone, Debug)]
+pub(crate) struct Git {
+    dir: PathBuf,
+    index: Option<PathBuf>,
+}
+
+impl Git {
+    pub(crate) fn at(dir: &Path) -> Self {
+        Git { dir: dir.to_owned(), index: None }
+    }
+
+    /// The same with another index file: looks at, or snapshots, a worktree without touching its own.
+    pub(crate) fn with_index(mut self, index: &Path) -> Self {
+        self.index = Some(index.to_owned());
+        self
+    }
+
+    /// Runs git and gives what it printed; a status other than 0 is a failure in its own words.
+    pub(crate) async fn run<A: AsRef<OsStr>>(&self, args: &[A]) -> Result<Vec<u8>> {
+        self.run_with(args, b"").await
+    }
+
+    pub(crate) async fn run_with<A: AsRef<OsStr>>(&self, args: &[A], input: &[u8]) -> Result<Vec<u8>> {
+        let name = args.first().map(|arg| arg.as_ref().to_string_lossy().into_owned()).unwrap_or_default();
+        let (status, stdout, stderr) = self.output(args, input).await?;
+        if status == Some(0) {
+            return Ok(stdout);
+        }
+        let said = String::from_utf8_lossy(&stderr);
+        let said = said.lines().filter(|line| !line.starts_with("hint:")).collect::<Vec<_>>().join("\n");
+        let said = said.trim().trim_start_matches("fatal: ").trim_start_matches("error: ");
+        let said = if said.is_empty() { format!("status {status:?}") } else { said.chars().take(600).collect() };
+        Err(Failure::new(Code::Internal, format!("cannot run 'git {name}': {said}")))
+    }
+
+    /// As [`Git::run`], as text without the last line break.
+    pub(crate) async fn text<A: AsRef<OsStr>>(&self, args: &[A]) -> Result<String> {
+        let bytes = self.run(args).await?;
+        Ok(String::from_utf8_lossy(&bytes).trim_end_matches('\n').to_owned())
+    }
+
+    async fn output<A: AsRef<OsStr>>(&self, args: &[A], input: &[u8]) -> Result<(Option<i32>, Vec<u8>, Vec<u8>)> {
+        let mut command = Command::new("git");
+        command
+            .args(["-c", "core.hooksPath=/dev/null", "-c", "core.fsmonitor=false", "-c", "commit.gpgSign=false"])
+            .args([
+                "-c",
+                "gc.auto=0",
+                "-c",
+                "maintenance.auto=false",
+                "-c",
+                "core.quotePath=false",
+                "-c",
+                "core.askPass=",
+            ])
+            .args(args)
+            .current_dir(&self.dir)
+            .env("GIT_TERMINAL_PROMPT", "0")
+            .env("GIT_OPTIONAL_LOCKS", "0")
+            .env("LC_ALL", "C")
+            .env_remove("GIT_ASKPASS")
+            .env_remove("SSH_ASKPASS")
+            .process_group(0)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .kill_on_drop(true);
+        for name in FOREIGN {
+            command.env_remove(name);
+        }
+        if let Some(index) = &self.index {
+            command.env("GIT_INDEX_FILE", index);
+        }
+        let mut child = command.spawn().or_fail(Code::Setup, || "cannot start 'git'".into())?;
+        let stdin = child.stdin.take();
+        let feed = async move {
+            if let Some(mut stdin) = stdin {
+                let _ = stdin.write_all(input).await;
+            }
+        };
+        let both = async { tokio::join!(feed, child.wait_with_output()).1 };
+        let output = tokio::time::timeout(PATIENCE, both)
+            .await
+            .or_fail(Code::Internal, || format!("cannot wait for git any longer in '{}'", self.dir.display()))?
+            .or_fail(Code::Internal, || "cannot read from 'git'".into())?;
+        Ok((output.status.code(), output.stdout, output.stderr))
+    }
+
+    /// Asks the user's credential helpers, never the user. None if they know nothing.
+    pub(crate) async fn credential(&self, host: &str, path: &str, user: Option<&str>) -> Result<Option<Credential>> {
+        let mut ask = format!("protocol=https\nhost={host}\npath={path}\n");
+        if let Some(user) = user {
+            ask.push_str(&format!("username={user}\n"));
+        }
+        ask.push('\n');
+        let (status, stdout, _) = self.output(&["credential", "fill"], ask.as_bytes()).await?;
+        if status != Some(0) {
+            return Ok(None);
+        }
+        let text = String::from_utf8_lossy(&stdout);
+        let field = |name: &str| text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix('='));
+        Ok(field("password").filter(|token| !token.is_empty()).map(|token| Credential {
+            user: field("username").filter(|user| !user.is_empty()).unwrap_or("x-access-token").to_owned(),
+            token: Secret::new(token),
+        }))
+    }
+}

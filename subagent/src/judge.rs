@@ -1,0 +1,130 @@
+//! What is true about a task now, as far as it can be found out, and what would be lost if it were removed. Every doubt is a
+//! reason to keep it.
+
+use git2::{Oid, Repository};
+
+use crate::commit::status;
+use crate::failure::{Failure, OrFail, Result};
+use crate::git::Git;
+use crate::remote::Heads;
+use crate::repo::{Workspace, ahead_behind};
+use crate::report::Outcome;
+use crate::store::{State, TaskDir};
+use crate::worktree::Worktree;
+
+/// A task as `list` shows it.
+#[derive(Debug)]
+pub(crate) struct Facts {
+    pub(crate) state: State,
+    pub(crate) live: bool,
+    pub(crate) worktree: bool,
+    /// Files with uncommitted changes; none if git could not tell.
+    pub(crate) dirty: Option<usize>,
+    /// Commits beyond the base.
+    pub(crate) commits: usize,
+}
+
+impl Facts {
+    pub(crate) async fn of(workspace: &Workspace, dir: &TaskDir, state: State) -> Facts {
+        let worktree = Worktree::of(workspace, &state.task);
+        let exists = worktree.path.is_dir();
+        let dirty = match exists {
+            true => status(&worktree.git()).await.ok().map(|entries| entries.len()),
+            false => Some(0),
+        };
+        let commits = workspace.shared().ok().and_then(|repository| {
+            let tip = branch_tip(&repository, &state.branch)?;
+            Some(ahead_behind(&repository, tip, Oid::from_str(&state.base_oid).ok()?).0)
+        });
+        Facts { live: dir.live(&state), worktree: exists, dirty, commits: commits.unwrap_or(0), state }
+    }
+
+    /// `running`, or how it ended; a run that is neither was cut off.
+    pub(crate) fn outcome(&self) -> String {
+        if self.live {
+            return serde_json::json!(self.state.stage).as_str().unwrap_or("running").to_owned();
+        }
+        let outcome = self.state.outcome.unwrap_or(Outcome::Interrupted);
+        serde_json::json!(outcome).as_str().unwrap_or_default().to_owned()
+    }
+}
+
+/// Why a task that nobody runs must not be removed; empty if nothing would be lost. `heads` is what the remote has now;
+/// none if it could not be asked.
+pub(crate) async fn reasons_to_keep(workspace: &Workspace, state: &State, heads: Option<&Heads>) -> Vec<String> {
+    let worktree = Worktree::of(workspace, &state.task);
+    let mut reasons = Vec::new();
+    if worktree.path.exists()
+        && state.ready
+        && let Err(reason) = untouched(&worktree).await
+    {
+        reasons.push(reason.message);
+    }
+    match tips(workspace, &worktree, state) {
+        Ok(tips) => reasons.extend(tips.iter().filter_map(|tip| unsafe_tip(workspace, state, *tip, heads))),
+        Err(failure) => reasons.push(failure.message),
+    }
+    reasons.dedup();
+    reasons
+}
+
+/// Fails unless git says, without any setting that could hide something, that the worktree has nothing uncommitted.
+async fn untouched(worktree: &Worktree) -> Result<()> {
+    let git = worktree.git();
+    let entries = status(&git).await?;
+    if !entries.is_empty() {
+        return Err(Failure::new(crate::failure::Code::Kept, format!("{} uncommitted files", entries.len())));
+    }
+    let state = worktree.open()?.state();
+    if state != git2::RepositoryState::Clean {
+        return Err(Failure::new(crate::failure::Code::Kept, "a merge or rebase is unfinished"));
+    }
+    if hides_changes(&git).await? {
+        return Err(Failure::new(
+            crate::failure::Code::Kept,
+            "some files are marked so that git does not see their changes",
+        ));
+    }
+    Ok(())
+}
+
+/// Whether `update-index --assume-unchanged` or `--skip-worktree` was used on files that are there.
+async fn hides_changes(git: &Git) -> Result<bool> {
+    let sparse = git.text(&["config", "--bool", "core.sparseCheckout"]).await.is_ok_and(|value| value == "true");
+    let output = git.run(&["ls-files", "-v", "-z"]).await?;
+    let marks = output.split(|byte| *byte == 0).filter_map(|line| line.first());
+    Ok(marks.into_iter().any(|mark| mark.is_ascii_lowercase() || (*mark == b'S' && !sparse)))
+}
+
+/// The commits that only the task may hold: the worktree's and the branch's.
+fn tips(workspace: &Workspace, worktree: &Worktree, state: &State) -> Result<Vec<Oid>> {
+    let repository = workspace.shared()?;
+    let mut tips: Vec<Oid> = branch_tip(&repository, &state.branch).into_iter().collect();
+    if worktree.path.join(".git").exists() && worktree.admin.exists() {
+        let own = worktree.open()?;
+        let head = own.head().and_then(|head| head.peel_to_commit());
+        let kept = crate::failure::Code::Kept;
+        tips.push(head.or_fail(kept, || "cannot read the worktree's HEAD".into())?.id());
+    }
+    tips.dedup();
+    Ok(tips)
+}
+
+fn branch_tip(repository: &Repository, branch: &str) -> Option<Oid> {
+    repository.find_reference(&format!("refs/heads/{branch}")).ok()?.peel_to_commit().ok().map(|commit| commit.id())
+}
+
+/// Why this commit is not safe elsewhere.
+fn unsafe_tip(workspace: &Workspace, state: &State, tip: Oid, heads: Option<&Heads>) -> Option<String> {
+    let Ok(repository) = workspace.shared() else { return Some("cannot open the repository".into()) };
+    let contains = |holder: Oid| holder == tip || repository.graph_descendant_of(holder, tip).unwrap_or(false);
+    if Oid::from_str(&state.base_oid).is_ok_and(contains) {
+        return None;
+    }
+    let short: String = tip.to_string().chars().take(10).collect();
+    match heads {
+        None => Some(format!("cannot ask the remote whether it has {short}")),
+        Some(heads) if heads.oids().any(contains) => None,
+        Some(_) => Some(format!("commit {short} is not on the remote")),
+    }
+}

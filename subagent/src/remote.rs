@@ -1,0 +1,212 @@
+//! The remote that branches go to: its address, what it has, and the push. All network of libgit2 passes through here.
+
+use std::path::{Path, PathBuf};
+
+use git2::{Direction, Oid, PushOptions, RemoteCallbacks, Repository};
+
+use crate::cancel::Cancel;
+use crate::failure::{Code, Failure, OrFail, Result, cause};
+use crate::transport::Line;
+
+/// Where `origin` is, from its URL after `insteadOf`.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct Address {
+    /// With a port if it is not 443.
+    pub(crate) host: String,
+    /// `owner/name.git`, as the URL has it.
+    pub(crate) path: String,
+    pub(crate) user: Option<String>,
+}
+
+/// A repository on GitHub.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct RepoSlug {
+    pub(crate) owner: String,
+    pub(crate) name: String,
+}
+
+impl Address {
+    /// The address pushes go to.
+    pub(crate) fn origin(repository: &Repository) -> Result<Self> {
+        let remote = repository.find_remote("origin").map_err(|_| {
+            Failure::new(Code::NoRemote, "cannot push anywhere: the repository has no remote 'origin'")
+                .hint("add one with: git remote add origin https://github.com/OWNER/NAME.git")
+        })?;
+        let url = remote.pushurl().ok().flatten().map_or_else(|| remote.url(), Ok);
+        let url = url.or_fail(Code::RemoteUnsupported, || "cannot read the address of 'origin'".into())?;
+        Address::parse(url)
+    }
+
+    pub(crate) fn parse(url: &str) -> Result<Self> {
+        let unsupported = || {
+            // What stands before an @ may be a password.
+            let shown = url.rsplit('@').next().unwrap_or(url);
+            Failure::new(Code::RemoteUnsupported, format!("cannot push to '{shown}': only https remotes are supported"))
+                .hint("set it with: git remote set-url origin https://github.com/OWNER/NAME.git")
+        };
+        let rest = url.strip_prefix("https://").ok_or_else(unsupported)?;
+        let (authority, path) = rest.split_once('/').ok_or_else(unsupported)?;
+        let (user, host) = match authority.rsplit_once('@') {
+            Some((user, host)) => (Some(user.split(':').next().unwrap_or(user).to_owned()), host),
+            None => (None, authority),
+        };
+        let host = host.strip_suffix(":443").unwrap_or(host).to_ascii_lowercase();
+        let path = path.trim_matches('/').to_owned();
+        if host.is_empty() || path.is_empty() {
+            return Err(unsupported());
+        }
+        Ok(Address { host, path, user: user.filter(|user| !user.is_empty()) })
+    }
+
+    /// Owner and name, if the host is the one whose API is configured.
+    pub(crate) fn slug(&self, api: &str) -> Result<RepoSlug> {
+        let expected = web_host(api);
+        if self.host != expected {
+            return Err(Failure::new(
+                Code::RemoteUnsupported,
+                format!("cannot open pull requests on '{}': GitHub is configured as '{expected}'", self.host),
+            )
+            .hint("for GitHub Enterprise set GITHUB_API_URL; for another host use --pr none, which only pushes"));
+        }
+        let path = self.path.strip_suffix(".git").unwrap_or(&self.path);
+        match path.split('/').collect::<Vec<_>>()[..] {
+            [owner, name] if !owner.is_empty() && !name.is_empty() => {
+                Ok(RepoSlug { owner: owner.to_owned(), name: name.to_owned() })
+            }
+            _ => Err(Failure::new(Code::RemoteUnsupported, format!("cannot read '{path}' as owner/name"))),
+        }
+    }
+}
+
+/// The host of clone addresses that belongs to an API's address.
+fn web_host(api: &str) -> String {
+    let rest = api.split_once("://").map_or(api, |(_, rest)| rest);
+    let host = rest.split('/').next().unwrap_or(rest).to_ascii_lowercase();
+    match host.strip_prefix("api.") {
+        // api.github.com and api.SUBDOMAIN.ghe.com; an Enterprise server has its API below /api/v3 of its own name.
+        Some(web) if !rest.contains("/api/") => web.to_owned(),
+        _ => host,
+    }
+}
+
+/// The branches a remote has.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Heads(Vec<(String, Oid)>);
+
+impl Heads {
+    /// Every commit a branch of the remote points to.
+    pub(crate) fn oids(&self) -> impl Iterator<Item = Oid> {
+        self.0.iter().filter(|(name, _)| name.starts_with("refs/heads/")).map(|(_, oid)| *oid)
+    }
+
+    pub(crate) fn branch(&self, short: &str) -> Option<Oid> {
+        let name = format!("refs/heads/{short}");
+        self.0.iter().find(|(found, _)| *found == name).map(|(_, oid)| *oid)
+    }
+}
+
+/// Asks as one who wants to push: the answer shows the branches, and that the token may.
+pub(crate) async fn heads(line: &Line, common: &Path) -> Result<Heads> {
+    let (line, common) = (line.clone(), common.to_owned());
+    blocking(move || {
+        let repository = open(&common)?;
+        let mut remote = find(&repository)?;
+        let connection = remote.connect_auth(Direction::Push, None, None).map_err(|error| line.failure(&error))?;
+        let list = connection.list().map_err(|error| line.failure(&error))?;
+        let heads = list.iter().map(|head| (head.name().to_owned(), head.oid())).collect();
+        Ok(Heads(heads))
+    })
+    .await
+}
+
+/// Pushes one branch under its own name, never with force.
+pub(crate) async fn push(line: &Line, common: &Path, branch: &str, cancel: &Cancel) -> Result<()> {
+    let (work, common, refspec) = (line.clone(), common.to_owned(), format!("refs/heads/{branch}:refs/heads/{branch}"));
+    let name = branch.to_owned();
+    let pushing = blocking(move || {
+        let repository = open(&common)?;
+        let mut remote = find(&repository)?;
+        let mut refused: Option<String> = None;
+        let pushed = {
+            let mut callbacks = RemoteCallbacks::new();
+            callbacks.push_update_reference(|_, status| {
+                refused = status.map(str::to_owned);
+                Ok(())
+            });
+            remote.push(&[&refspec], Some(PushOptions::new().remote_callbacks(callbacks).packbuilder_parallelism(0)))
+        };
+        match (pushed, refused) {
+            (Ok(()), None) => Ok(()),
+            (Ok(()), Some(reason)) => Err(rejected(&name, &reason)),
+            (Err(error), _) if error.code() == git2::ErrorCode::NotFastForward => {
+                Err(rejected(&name, "non-fast-forward"))
+            }
+            (Err(error), _) => Err(work.failure(&error)),
+        }
+    });
+    tokio::pin!(pushing);
+    tokio::select! {
+        done = &mut pushing => done,
+        () = cancel.wait() => {
+            line.give_up();
+            pushing.await
+        }
+    }
+}
+
+fn rejected(branch: &str, reason: &str) -> Failure {
+    let failure =
+        Failure::new(Code::PushRejected, format!("cannot push '{branch}': the remote refused it: {}", cause(reason)));
+    if reason.contains("non-fast-forward") || reason.contains("fetch first") {
+        return failure
+            .hint("the remote branch has commits that are not here; merge them in the worktree, then finish");
+    }
+    if reason.contains("workflow") {
+        return failure.hint("the token needs Workflows: read and write to change files below .github/workflows");
+    }
+    failure.hint("change what the remote refuses in the worktree, then finish")
+}
+
+fn open(common: &PathBuf) -> Result<Repository> {
+    Repository::open(common).or_fail(Code::Internal, || format!("cannot open '{}'", common.display()))
+}
+
+fn find(repository: &Repository) -> Result<git2::Remote<'_>> {
+    repository.find_remote("origin").or_fail(Code::NoRemote, || "cannot find the remote 'origin'".into())
+}
+
+/// libgit2's calls block; the runtime drives their network meanwhile.
+async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T> + Send + 'static) -> Result<T> {
+    match tokio::task::spawn_blocking(work).await {
+        Ok(done) => done,
+        Err(error) => Err(Failure::new(Code::Internal, format!("cannot finish a network task: {error}"))),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_address_is_read_without_its_password() {
+        let address = Address::parse("https://me:secret@GitHub.com:443/o/r.git/").unwrap();
+        assert_eq!(address, Address { host: "github.com".into(), path: "o/r.git".into(), user: Some("me".into()) });
+        let error = Address::parse("ssh://git:secret@example.org/o/r").unwrap_err();
+        assert!(!error.to_string().contains("secret"), "{error}");
+        for bad in ["/srv/r.git", "file:///srv/r", "git@github.com:o/r", "https://github.com"] {
+            assert!(Address::parse(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn an_api_belongs_to_the_host_of_its_repositories() {
+        let slug = |url: &str, api: &str| {
+            Address::parse(url).unwrap().slug(api).map(|slug| format!("{}/{}", slug.owner, slug.name))
+        };
+        assert_eq!(slug("https://github.com/o/r.git", "https://api.github.com").unwrap(), "o/r");
+        assert_eq!(slug("https://ghe.example.org/o/r", "https://ghe.example.org/api/v3").unwrap(), "o/r");
+        assert_eq!(slug("https://x.ghe.com/o/r", "https://api.x.ghe.com").unwrap(), "o/r");
+        assert_eq!(slug("https://gitlab.com/o/r", "https://api.github.com").unwrap_err().code, Code::RemoteUnsupported);
+        assert!(slug("https://github.com/o/r/x", "https://api.github.com").is_err());
+    }
+}

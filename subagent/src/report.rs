@@ -1,0 +1,253 @@
+//! What the program says: events and exactly one result, one JSON object a line, and the same as plain lines for a person.
+//! The wire contract with the extension, and the only writer of stdout. A reader that went away stops nothing: from then on
+//! events go to the task's own file only.
+
+use std::fs::{File, OpenOptions};
+use std::io::Write;
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::Path;
+
+use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
+
+use crate::failure::Failure;
+use crate::store::now;
+
+/// What a run is doing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum Stage {
+    Queued,
+    Preparing,
+    Setup,
+    Running,
+    Settling,
+    Committing,
+    Pushing,
+    OpeningPr,
+    Done,
+}
+
+/// How a run ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum Outcome {
+    Succeeded,
+    NoChanges,
+    /// There is work, but not all of it is where it should be.
+    Partial,
+    Failed,
+    Timeout,
+    Budget,
+    Cancelled,
+    /// Found later: the process that ran it is gone.
+    Interrupted,
+}
+
+/// pi's own usage object.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub(crate) struct Usage {
+    pub(crate) input: u64,
+    pub(crate) output: u64,
+    pub(crate) cache_read: u64,
+    pub(crate) cache_write: u64,
+    pub(crate) total_tokens: u64,
+    pub(crate) cost: Cost,
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub(crate) struct Cost {
+    pub(crate) input: f64,
+    pub(crate) output: f64,
+    pub(crate) cache_read: f64,
+    pub(crate) cache_write: f64,
+    pub(crate) total: f64,
+}
+
+impl Usage {
+    pub(crate) fn add(&mut self, other: &Usage) {
+        self.input += other.input;
+        self.output += other.output;
+        self.cache_read += other.cache_read;
+        self.cache_write += other.cache_write;
+        self.total_tokens += other.total_tokens;
+        self.cost.input += other.cost.input;
+        self.cost.output += other.cost.output;
+        self.cost.cache_read += other.cost.cache_read;
+        self.cost.cache_write += other.cost.cache_write;
+        self.cost.total += other.cost.total;
+    }
+}
+
+/// How pi ended.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub(crate) struct AgentEnd {
+    pub(crate) stop_reason: Option<String>,
+    pub(crate) exit_code: Option<i32>,
+    pub(crate) signal: Option<i32>,
+    pub(crate) turns: u64,
+    pub(crate) session: String,
+}
+
+/// Changed files and lines against the base.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub(crate) struct DiffStat {
+    pub(crate) files: usize,
+    pub(crate) add: usize,
+    pub(crate) del: usize,
+}
+
+/// The branch at the end of a run.
+#[derive(Clone, Debug, Default, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub(crate) struct GitInfo {
+    pub(crate) branch: String,
+    pub(crate) base: String,
+    pub(crate) base_oid: String,
+    pub(crate) head: String,
+    pub(crate) commits: usize,
+    #[serde(flatten)]
+    pub(crate) diff: DiffStat,
+    pub(crate) auto_committed: bool,
+    pub(crate) dirty: bool,
+    pub(crate) pushed: bool,
+    pub(crate) ahead: usize,
+    pub(crate) behind: usize,
+    pub(crate) conflicts: Vec<String>,
+}
+
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(crate) struct PrInfo {
+    pub(crate) url: String,
+    pub(crate) number: u64,
+    pub(crate) draft: bool,
+    pub(crate) existed: bool,
+}
+
+/// The last line of a run.
+#[derive(Clone, Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub(crate) struct RunResult {
+    pub(crate) ok: bool,
+    pub(crate) state: Outcome,
+    pub(crate) phase: Stage,
+    pub(crate) exit: u8,
+    pub(crate) error: Option<Value>,
+    pub(crate) agent: Option<AgentEnd>,
+    pub(crate) git: Option<GitInfo>,
+    pub(crate) pr: Option<PrInfo>,
+    pub(crate) usage: Usage,
+    pub(crate) duration_ms: u64,
+    pub(crate) paths: Value,
+    pub(crate) summary: String,
+    pub(crate) warnings: Vec<String>,
+    pub(crate) next: Vec<String>,
+    pub(crate) text: String,
+}
+
+/// The `error` object of a result.
+pub(crate) fn error_value(failure: &Failure) -> Value {
+    json!({
+        "code": failure.code.name(), "message": failure.message, "hint": failure.hint, "retryable": failure.code.retryable(),
+    })
+}
+
+/// Where lines go.
+pub(crate) struct Reporter {
+    json: bool,
+    stdout_open: bool,
+    task: String,
+    run: String,
+    seq: u64,
+    log: Option<File>,
+    pub(crate) warnings: Vec<String>,
+}
+
+impl Reporter {
+    pub(crate) fn new(json: bool, task: &str, run: &str) -> Self {
+        let (task, run) = (task.to_owned(), run.to_owned());
+        Reporter { json, stdout_open: true, task, run, seq: 0, log: None, warnings: Vec::new() }
+    }
+
+    /// From now on every event is also appended to this file.
+    pub(crate) fn log_to(&mut self, path: &Path) {
+        self.log = OpenOptions::new().append(true).create(true).mode(0o600).open(path).ok();
+    }
+
+    pub(crate) fn run(&self) -> &str {
+        &self.run
+    }
+
+    pub(crate) fn rename(&mut self, task: &str) {
+        task.clone_into(&mut self.task);
+    }
+
+    /// `[task] what`, the short line of an event.
+    pub(crate) fn line(&self, what: &str) -> String {
+        format!("[{}] {what}", self.task)
+    }
+
+    pub(crate) fn event(&mut self, kind: &str, fields: Value, what: &str) {
+        let text = self.line(what);
+        if !self.json && self.stdout_open && kind != "result" {
+            let _ = writeln!(std::io::stderr(), "{text}");
+        }
+        self.emit(kind, fields, text);
+    }
+
+    pub(crate) fn stage(&mut self, stage: Stage, fields: Value) {
+        let name = json!(stage).as_str().unwrap_or_default().replace('_', " ");
+        let mut fields = fields;
+        fields["state"] = json!(stage);
+        self.event("state", fields, &name);
+    }
+
+    pub(crate) fn warning(&mut self, code: &str, message: &str) {
+        self.warnings.push(message.to_owned());
+        self.event("warning", json!({"code": code, "message": message}), &format!("warning: {message}"));
+    }
+
+    /// The result, the last line. In plain mode its text is the answer on stdout.
+    pub(crate) fn result(&mut self, result: &RunResult) {
+        let fields = serde_json::to_value(result).unwrap_or_default();
+        if !self.json {
+            let _ = writeln!(std::io::stdout(), "{}", result.text);
+        }
+        self.emit("result", fields, result.text.clone());
+    }
+
+    fn emit(&mut self, kind: &str, fields: Value, text: String) {
+        self.seq += 1;
+        let mut event = json!({"v": 1, "seq": self.seq, "ts": now(), "run": self.run, "task": self.task, "type": kind});
+        if let (Value::Object(event), Value::Object(fields)) = (&mut event, fields) {
+            event.extend(fields);
+        }
+        event["text"] = Value::String(text);
+        let line = format!("{event}\n");
+        if let Some(log) = &mut self.log {
+            let _ = log.write_all(line.as_bytes());
+        }
+        if self.json && self.stdout_open {
+            let mut stdout = std::io::stdout().lock();
+            self.stdout_open = stdout.write_all(line.as_bytes()).and_then(|()| stdout.flush()).is_ok();
+        }
+    }
+}
+
+/// Prints one answer that is not a run's: a JSON object or its text.
+pub(crate) fn answer(json_wanted: bool, value: &Value) {
+    let mut stdout = std::io::stdout().lock();
+    let _ = if json_wanted {
+        writeln!(stdout, "{value}")
+    } else {
+        writeln!(stdout, "{}", value["text"].as_str().unwrap_or_default())
+    };
+}
+
+/// The one place that prints an error.
+pub(crate) fn complain(failure: &Failure) {
+    let _ = writeln!(std::io::stderr(), "pi-subagent: {failure}");
+}

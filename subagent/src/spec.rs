@@ -1,0 +1,70 @@
+//! From the command line and the JSON to one specification. Reads the files it is told to, standard input at most once.
+
+use std::fs;
+use std::io::Read;
+use std::path::Path;
+
+use crate::cli::SpawnArgs;
+use crate::failure::{Code, Failure, OrFail, Result};
+use crate::task::Spec;
+
+/// More than any task needs; a mistake in a pipe should not fill the memory.
+const LARGEST: u64 = 4 << 20;
+
+/// The specification, a flag before the JSON.
+pub(crate) fn read(args: SpawnArgs) -> Result<Spec> {
+    let mut spec = match &args.spec {
+        Some(path) => {
+            let text = text_of(path)?;
+            serde_json::from_str(&text).or_fail(Code::Usage, || "cannot understand the specification".into())?
+        }
+        None => Spec::default(),
+    };
+    if let Some(path) = &args.instructions_file {
+        if path.as_os_str() == "-" && args.spec.as_deref().is_some_and(|spec| spec.as_os_str() == "-") {
+            return Err(Failure::new(Code::Usage, "cannot read two things from standard input"));
+        }
+        spec.instructions = text_of(path)?;
+    }
+    let run = args.run;
+    fn set<T>(field: &mut T, flag: Option<T>) {
+        if let Some(value) = flag {
+            *field = value;
+        }
+    }
+    set(&mut spec.task, args.task);
+    set(&mut spec.if_exists, args.if_exists);
+    set(&mut spec.pr, args.pr);
+    spec.base = args.base.or(spec.base);
+    spec.title = args.title.or(spec.title);
+    spec.model = run.model.or(spec.model);
+    spec.thinking = run.thinking.or(spec.thinking);
+    spec.tools = run.tools.or(spec.tools);
+    spec.exclude_tools = run.exclude_tools.or(spec.exclude_tools);
+    spec.timeout = run.timeout.or(spec.timeout);
+    spec.idle_timeout = run.idle_timeout.or(spec.idle_timeout);
+    spec.tool_timeout = run.tool_timeout.or(spec.tool_timeout);
+    spec.max_cost = run.max_cost.or(spec.max_cost);
+    spec.max_tokens = run.max_tokens.or(spec.max_tokens);
+    spec.max_turns = run.max_turns.or(spec.max_turns);
+    spec.trusted |= run.trusted;
+    spec.no_wait_slot |= args.no_wait_slot;
+    spec.allow_empty |= args.allow_empty;
+    if spec.task.is_empty() {
+        return Err(Failure::new(Code::Usage, "cannot start a subagent without a name").hint("give one with --task"));
+    }
+    Ok(spec)
+}
+
+fn text_of(path: &Path) -> Result<String> {
+    let mut text = String::new();
+    let what = || format!("cannot read '{}'", path.display());
+    if path.as_os_str() == "-" {
+        std::io::stdin().lock().take(LARGEST).read_to_string(&mut text).or_fail(Code::Usage, what)?;
+    } else {
+        fs::File::open(path)
+            .and_then(|file| file.take(LARGEST).read_to_string(&mut text))
+            .or_fail(Code::Usage, what)?;
+    }
+    Ok(text)
+}

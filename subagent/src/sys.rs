@@ -1,0 +1,131 @@
+//! The kernel: prctl, signals to other processes, and what /proc says about them. The only file that names nix and, with
+//! `transport.rs`, that holds `unsafe`. Nothing here knows what a task is.
+#![expect(unsafe_code, reason = "pre_exec, so that pi never outlives the program that supervises it")]
+
+use std::collections::{HashMap, HashSet};
+use std::fs;
+use std::io;
+
+use nix::sys::prctl;
+use nix::sys::signal::{Signal, kill};
+use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
+use nix::unistd::{Pid, getpid, getppid};
+
+/// Keeps our memory and environment unreadable for other processes of the user.
+pub(crate) fn hide() -> io::Result<()> {
+    Ok(prctl::set_dumpable(false)?)
+}
+
+/// Makes orphans of our descendants our own children (a shell tool's background process leaves pi's process group), and
+/// ends us with SIGTERM when our parent dies.
+pub(crate) fn supervise() -> io::Result<()> {
+    let parent = getppid();
+    prctl::set_child_subreaper(true)?;
+    prctl::set_pdeathsig(Signal::SIGTERM)?;
+    if getppid() != parent {
+        kill(getpid(), Signal::SIGTERM)?;
+    }
+    Ok(())
+}
+
+/// The child gets SIGTERM when the thread that starts it ends: start it from the main thread only.
+pub(crate) fn die_with_us(command: &mut tokio::process::Command) {
+    let parent = getpid();
+    // SAFETY: the closure runs between fork and exec; prctl and getppid are async-signal-safe, nothing allocates.
+    unsafe {
+        command.pre_exec(move || {
+            prctl::set_pdeathsig(Signal::SIGTERM)?;
+            if getppid() != parent { Err(io::Error::from_raw_os_error(nix::libc::ESRCH)) } else { Ok(()) }
+        });
+    }
+}
+
+/// SIGTERM to one process; that it is gone already is no error.
+pub(crate) fn terminate(pid: u32) {
+    let _ = kill(Pid::from_raw(pid as i32), Signal::SIGTERM);
+}
+
+/// SIGKILL to one process.
+pub(crate) fn kill_hard(pid: u32) {
+    let _ = kill(Pid::from_raw(pid as i32), Signal::SIGKILL);
+}
+
+/// Reaps dead children that we adopted; `own` are those that someone else waits for.
+pub(crate) fn reap_adopted(own: &[u32]) {
+    let me = getpid().as_raw() as u32;
+    for (pid, process) in processes() {
+        if process.parent == me && process.zombie && !own.contains(&pid) {
+            let _ = waitpid(Pid::from_raw(pid as i32), Some(WaitPidFlag::WNOHANG));
+        }
+    }
+}
+
+/// Kills every descendant and reaps the adopted ones. One pass: gives how many are left, so call it until that is 0.
+pub(crate) fn kill_descendants() -> usize {
+    let all = processes();
+    let mut ours: HashSet<u32> = HashSet::from([getpid().as_raw() as u32]);
+    loop {
+        let found: Vec<u32> = all
+            .iter()
+            .filter(|(pid, p)| ours.contains(&p.parent) && !ours.contains(pid))
+            .map(|(pid, _)| *pid)
+            .collect();
+        if found.is_empty() {
+            break;
+        }
+        ours.extend(found);
+    }
+    ours.remove(&(getpid().as_raw() as u32));
+    let mut left = 0;
+    for pid in ours {
+        kill_hard(pid);
+        match waitpid(Pid::from_raw(pid as i32), Some(WaitPidFlag::WNOHANG)) {
+            // Not our child: whoever is its parent is on this list too, and then it becomes ours.
+            Ok(WaitStatus::StillAlive) | Err(_) => left += 1,
+            Ok(_) => {}
+        }
+    }
+    left
+}
+
+/// When a process started, in ticks since boot: with its id, it names one process for good. None if there is none.
+pub(crate) fn start_of(pid: u32) -> Option<u64> {
+    process(pid).filter(|process| !process.zombie).map(|process| process.start)
+}
+
+/// Names this boot of the kernel that we share file locks with, and this process-id namespace.
+pub(crate) fn machine() -> (String, String) {
+    let boot = fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default().trim().to_owned();
+    let namespace = fs::read_link("/proc/self/ns/pid").map(|path| path.display().to_string()).unwrap_or_default();
+    (boot, namespace)
+}
+
+pub(crate) fn host_name() -> String {
+    nix::unistd::gethostname().ok().and_then(|name| name.into_string().ok()).unwrap_or_default()
+}
+
+struct Process {
+    parent: u32,
+    zombie: bool,
+    start: u64,
+}
+
+fn pids() -> impl Iterator<Item = u32> {
+    let entries = fs::read_dir("/proc").into_iter().flatten().flatten();
+    entries.filter_map(|entry| entry.file_name().to_str()?.parse().ok())
+}
+
+fn processes() -> HashMap<u32, Process> {
+    pids().filter_map(|pid| Some((pid, process(pid)?))).collect()
+}
+
+fn process(pid: u32) -> Option<Process> {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    // The name may hold spaces and parentheses: the fields start after the last one.
+    let fields: Vec<&str> = stat.rsplit_once(')')?.1.split_whitespace().collect();
+    Some(Process {
+        zombie: matches!(*fields.first()?, "Z" | "X"),
+        parent: fields.get(1)?.parse().ok()?,
+        start: fields.get(19)?.parse().ok()?,
+    })
+}

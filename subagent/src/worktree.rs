@@ -1,0 +1,198 @@
+//! One worktree for each task: made so that a crash at any moment leaves it whole or not there at all, with links that also
+//! hold when the repository is seen from another path, and locked, so that no `git worktree prune` takes it away.
+
+use std::fs;
+use std::io::ErrorKind;
+use std::path::{Path, PathBuf};
+
+use git2::{ErrorCode, Oid, Repository};
+
+use crate::failure::{Code, Failure, OrFail, Result, cause};
+use crate::git::Git;
+use crate::repo::Workspace;
+use crate::task::TaskName;
+
+/// A task's worktree and the folder git administers it in.
+#[derive(Clone, Debug)]
+pub(crate) struct Worktree {
+    pub(crate) path: PathBuf,
+    pub(crate) admin: PathBuf,
+}
+
+impl Worktree {
+    pub(crate) fn of(workspace: &Workspace, task: &TaskName) -> Self {
+        Worktree {
+            path: workspace.worktree(task.as_str()),
+            admin: workspace.common.join("worktrees").join(task.as_str()),
+        }
+    }
+
+    /// Opens it as a repository of its own: HEAD is the task's.
+    pub(crate) fn open(&self) -> Result<Repository> {
+        Repository::open(&self.path).or_fail(Code::Internal, || format!("cannot open '{}'", self.path.display()))
+    }
+
+    pub(crate) fn git(&self) -> Git {
+        Git::at(&self.path)
+    }
+
+    /// First half, under the repository's lock: the branch, git's administration, an empty folder beside the final place.
+    /// Gives that folder.
+    pub(crate) fn prepare(&self, workspace: &Workspace, task: &TaskName, start: Oid) -> Result<PathBuf> {
+        ignore_worktrees(&workspace.common)?;
+        let repository = workspace.shared()?;
+        make_branch(&repository, task, start)?;
+        self.administer(workspace, task)?;
+        let parent = self.path.parent().unwrap_or(&workspace.root);
+        fs::create_dir_all(parent).or_fail(Code::Setup, || format!("cannot create '{}'", parent.display()))?;
+        let fresh = parent.join(format!(".new-{task}"));
+        match fs::remove_dir_all(&fresh) {
+            Err(error) if error.kind() != ErrorKind::NotFound => {
+                return Err(error).or_fail(Code::Setup, || format!("cannot remove '{}'", fresh.display()));
+            }
+            _ => {}
+        }
+        let fill = || -> std::io::Result<()> {
+            fs::create_dir(&fresh)?;
+            // Both places are one step below `.worktrees`, so the same link is right before and after the move.
+            let up = pathdiff(&workspace.common, &fresh).unwrap_or_else(|| workspace.common.clone());
+            fs::write(fresh.join(".git"), format!("gitdir: {}/worktrees/{task}\n", up.display()))
+        };
+        fill().or_fail(Code::Setup, || format!("cannot create '{}'", fresh.display()))?;
+        Ok(fresh)
+    }
+
+    /// Second half, without the lock: git writes the files, and only then the worktree gets its name.
+    pub(crate) async fn fill(&self, fresh: &Path) -> Result<()> {
+        let git = Git::at(fresh);
+        git.run(&["-c", "checkout.workers=4", "-c", "advice.detachedHead=false", "reset", "--hard", "--quiet"])
+            .await
+            .map_err(|failure| failure.code(Code::Setup))?;
+        fs::rename(fresh, &self.path).or_fail(Code::Setup, || format!("cannot create '{}'", self.path.display()))
+    }
+
+    /// git's own files about the worktree, put in place as a whole.
+    fn administer(&self, workspace: &Workspace, task: &TaskName) -> Result<()> {
+        let parent = workspace.common.join("worktrees");
+        let write = || -> std::io::Result<()> {
+            fs::create_dir_all(&parent)?;
+            if self.admin.join("HEAD").exists() {
+                return Ok(());
+            }
+            let fresh = tempfile::Builder::new().prefix("pi-subagent-").tempdir_in(&workspace.common)?;
+            let lines = [
+                ("HEAD", format!("ref: refs/heads/{}", task.branch())),
+                ("commondir", "../..".to_owned()),
+                ("gitdir", self.path.join(".git").display().to_string()),
+                ("locked", "a subagent's work: use pi-subagent cleanup".to_owned()),
+            ];
+            for (name, text) in lines {
+                fs::write(fresh.path().join(name), format!("{text}\n"))?;
+            }
+            for name in ["info/sparse-checkout", "config.worktree"] {
+                let source = workspace.here.path().join(name);
+                if source.is_file() {
+                    let target = fresh.path().join(name);
+                    fs::create_dir_all(target.parent().unwrap_or(&target))?;
+                    fs::copy(source, target)?;
+                }
+            }
+            fs::rename(fresh.path(), &self.admin)
+        };
+        write().or_fail(Code::Setup, || format!("cannot create '{}'", self.admin.display()))
+    }
+
+    /// Removes the worktree's folder and administration. The caller has made sure that nothing in it is needed.
+    pub(crate) fn remove(&self) -> Result<()> {
+        for path in [&self.path, &self.admin] {
+            match fs::remove_dir_all(path) {
+                Err(error) if error.kind() != ErrorKind::NotFound => {
+                    return Err(error).or_fail(Code::Internal, || format!("cannot remove '{}'", path.display()));
+                }
+                _ => {}
+            }
+        }
+        Ok(())
+    }
+
+    /// Locks of a git that was killed: whoever could hold one has been ended.
+    pub(crate) fn clear_stale_locks(&self) {
+        for name in ["index.lock", "HEAD.lock"] {
+            let _ = fs::remove_file(self.admin.join(name));
+        }
+    }
+
+    /// Lets git's own commands treat it as any other worktree.
+    pub(crate) fn unlock(&self) {
+        let _ = fs::remove_file(self.admin.join("locked"));
+    }
+}
+
+/// Makes the task's branch, or takes the one an earlier try has left at the same commit or ahead of it.
+fn make_branch(repository: &Repository, task: &TaskName, start: Oid) -> Result<()> {
+    let name = format!("refs/heads/{}", task.branch());
+    let made = repository.reference(&name, start, false, "pi-subagent: start");
+    let error = match made {
+        Ok(_) => return Ok(()),
+        Err(error) => error,
+    };
+    if error.code() == ErrorCode::Exists {
+        let tip = repository.find_reference(&name).and_then(|found| found.peel_to_commit()).map(|commit| commit.id());
+        let tip = tip.or_fail(Code::Setup, || format!("cannot read the branch '{}'", task.branch()))?;
+        if tip == start || repository.graph_descendant_of(tip, start).unwrap_or(false) {
+            return Ok(());
+        }
+        return Err(Failure::new(Code::Exists, format!("cannot create the branch '{}': it exists", task.branch()))
+            .hint("choose another task name, or delete the branch"));
+    }
+    let failure =
+        Failure::new(Code::Setup, format!("cannot create the branch '{}': {}", task.branch(), cause(error.message())));
+    if repository.find_reference("refs/heads/subagent").is_ok() {
+        return Err(failure.hint("a branch named 'subagent' is in the way of all branches 'subagent/…': rename it"));
+    }
+    Err(failure)
+}
+
+/// Keeps `.worktrees` out of `git status` by the repository's own exclude file, which is not committed.
+fn ignore_worktrees(common: &Path) -> Result<()> {
+    const LINE: &str = "/.worktrees/";
+    let path = common.join("info/exclude");
+    let add = || -> std::io::Result<()> {
+        let text = match fs::read(&path) {
+            Ok(bytes) => bytes,
+            Err(error) if error.kind() == ErrorKind::NotFound => Vec::new(),
+            Err(error) => return Err(error),
+        };
+        if text.split(|byte| *byte == b'\n').any(|line| line.trim_ascii() == LINE.as_bytes()) {
+            return Ok(());
+        }
+        fs::create_dir_all(common.join("info"))?;
+        let newline = if text.is_empty() || text.ends_with(b"\n") { "" } else { "\n" };
+        let mut file = fs::OpenOptions::new().append(true).create(true).open(&path)?;
+        std::io::Write::write_all(&mut file, format!("{newline}{LINE}\n").as_bytes())
+    };
+    add().or_fail(Code::Setup, || format!("cannot write '{}'", path.display()))
+}
+
+/// `target` as seen from `from`, both absolute and without links.
+fn pathdiff(target: &Path, from: &Path) -> Option<PathBuf> {
+    let (target, from): (Vec<_>, Vec<_>) = (target.components().collect(), from.components().collect());
+    let shared = target.iter().zip(&from).take_while(|(a, b)| a == b).count();
+    if shared < 2 {
+        return None;
+    }
+    let up = std::iter::repeat_n("..", from.len() - shared).map(PathBuf::from);
+    Some(up.chain(target[shared..].iter().map(|part| PathBuf::from(part.as_os_str()))).collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_link_leads_from_the_worktree_to_the_git_directory() {
+        let link = |target: &str, from: &str| pathdiff(Path::new(target), Path::new(from));
+        assert_eq!(link("/w/.git", "/w/.worktrees/x"), Some("../../.git".into()));
+        assert_eq!(link("/elsewhere/git", "/w/.worktrees/x"), None);
+    }
+}

@@ -1,0 +1,82 @@
+//! What is removed, and above all what is not.
+
+use serde_json::Value;
+
+use crate::lab::{Lab, Ran};
+
+fn fate<'a>(answer: &'a Value, task: &str) -> &'a Value {
+    answer["tasks"].as_array().unwrap().iter().find(|fate| fate["task"] == task).unwrap()
+}
+
+fn cleanup(lab: &Lab, args: &[&str]) -> Ran {
+    lab.run(&[&["cleanup", "--json"], args].concat())
+}
+
+#[test]
+fn cleanup_removes_what_is_pushed_and_keeps_what_is_not() {
+    let lab = Lab::new();
+    for task in ["pushed", "edited", "ahead", "empty"] {
+        lab.script(task, "commit f-$PI_SUBAGENT_TASK a a; say ok; settle");
+    }
+    lab.script("empty", "say 'nothing to do'; settle");
+    for task in ["pushed", "edited", "ahead", "empty"] {
+        lab.spawn(task, &["--pr", "none"]).result();
+    }
+    std::fs::write(lab.worktree("edited").join("new"), "unsaved").unwrap();
+    lab.sh("cd .worktrees/ahead && git commit -q --allow-empty -m later");
+    let ran = cleanup(&lab, &["--all"]);
+    let answer = ran.json();
+    assert_eq!(ran.code, 0, "{ran:?}");
+    for (task, gone) in [("pushed", true), ("empty", true), ("edited", false), ("ahead", false)] {
+        assert_eq!(fate(&answer, task)["removed"], gone, "{answer}");
+        assert_eq!(lab.worktree(task).exists(), !gone, "{task}");
+        assert_eq!(lab.sh(&format!("git branch --list subagent/{task}")).is_empty(), gone, "{task}");
+        assert_eq!(lab.listed(task).is_none(), gone, "{task}");
+    }
+    assert!(fate(&answer, "edited")["reasons"][0].as_str().unwrap().contains("1 uncommitted"));
+    assert_eq!(std::fs::read_to_string(lab.worktree("edited").join("new")).unwrap(), "unsaved");
+    assert_eq!(lab.sh("git worktree list --porcelain | grep -c '^worktree '"), "3");
+}
+
+#[test]
+fn what_the_remote_has_lost_is_kept_here() {
+    let lab = Lab::new();
+    lab.script("x", "commit a a a; say ok; settle");
+    lab.spawn("x", &[]).result();
+    lab.remote("update-ref -d refs/heads/subagent/x");
+    let ran = cleanup(&lab, &["x"]);
+    assert_eq!((ran.code, &fate(&ran.json(), "x")["removed"]), (1, &Value::Bool(false)));
+    // And without an answer of the remote nothing is removed either.
+    lab.remote("update-ref refs/heads/subagent/x main");
+    lab.internet.world(|world| world.denied.push("github.test".into()));
+    let ran = cleanup(&lab, &["x"]);
+    assert_eq!(ran.code, 1);
+    assert!(
+        ran.stdout.contains("allow it on the host with") || ran.stdout.contains("the proxy answered 403"),
+        "{ran:?}"
+    );
+    assert!(lab.worktree("x").exists());
+}
+
+#[test]
+fn what_is_discarded_can_be_taken_back() {
+    let lab = Lab::new();
+    lab.script("x", "commit a a a; say ok; settle");
+    lab.spawn("x", &["--pr", "none"]).result();
+    std::fs::write(lab.worktree("x").join("new"), "unsaved").unwrap();
+    let answer = cleanup(&lab, &["x", "--discard"]).json();
+    let trash = fate(&answer, "x")["trash"].as_str().unwrap().to_owned();
+    assert!(!lab.worktree("x").exists());
+    assert_eq!(lab.sh(&format!("git show {trash}:new && git show {trash}:a")), "unsaveda");
+    assert_eq!(lab.sh("cat .worktrees/.trash/*/new"), "unsaved");
+    assert_eq!(lab.sh("git status --porcelain"), "");
+}
+
+#[test]
+fn a_worktree_that_is_not_ours_is_never_touched() {
+    let lab = Lab::new();
+    lab.sh("git worktree add -q .worktrees/mine -b mine");
+    assert_eq!(cleanup(&lab, &["mine"]).code, 1);
+    assert_eq!(cleanup(&lab, &["--all"]).code, 0);
+    assert!(lab.worktree("mine").join("README").exists());
+}

@@ -1,0 +1,8 @@
+//! The real program against a real repository, the real git server and a scripted pi.
+#![allow(clippy::unwrap_used, dead_code, unreachable_pub, reason = "helpers of tests")]
+#![allow(clippy::disallowed_methods, reason = "tests start programs")]
+
+mod cleanup;
+mod internet;
+mod lab;
+mod spawn;
