@@ -3,6 +3,7 @@
 //! The table of options is clap's own, so that what is split off and what is parsed cannot differ.
 
 use std::ffi::{OsStr, OsString};
+use std::path::Path;
 use std::str::FromStr;
 
 use clap::{ArgAction, CommandFactory, Parser, Subcommand};
@@ -59,6 +60,12 @@ pub(crate) struct Options {
 
 #[derive(Debug, Clone, PartialEq, Eq, Subcommand)]
 pub(crate) enum Command {
+    /// Log in to a model provider, in a container that has nothing else; `pi-docker-auth` is the same
+    #[command(after_help = AUTH_HELP)]
+    Auth {
+        /// pi's name of the provider, as in `anthropic` or `github-copilot`; without one pi opens, and `/login` asks
+        provider: Option<String>,
+    },
     /// Let hosts through the proxy, or no longer; sessions that run follow at once
     #[command(after_help = ALLOW_HELP)]
     Allow(AllowArgs),
@@ -92,6 +99,10 @@ pub(crate) enum Command {
     /// Print the completions for a shell
     Completions { shell: clap_complete::Shell },
 }
+
+const AUTH_HELP: &str = "\
+The login is saved in ~/.pi/agent/auth.json, and the next session takes it along. The container has no repository and no tools; it
+ends by itself after three minutes. The browser's answer comes in on port 53692 of this machine's loopback.";
 
 const ALLOW_HELP: &str = "\
 A name is a host (`example.com`) or, with a leading dot, a host and everything below it (`.example.com`). Only TLS on port 443
@@ -145,8 +156,19 @@ pub(crate) enum Invocation {
     Command { options: Options, command: Command },
 }
 
-/// Reads the words after the program's name. The error is clap's: it knows how to print itself and what status it means.
-pub(crate) fn parse(words: Vec<OsString>) -> Result<Invocation, clap::Error> {
+/// Commands that the program is when it is called by another name.
+const NAMES: &[(&str, &str)] = &[("pi-docker-auth", "auth"), ("pi-docker-models", "models")];
+
+/// Reads the command line, the program's name first. The error is clap's: it knows how to print itself and what status it means.
+pub(crate) fn parse(line: Vec<OsString>) -> Result<Invocation, clap::Error> {
+    let mut words = line.into_iter();
+    let program = words.next().unwrap_or_default();
+    let name = Path::new(&program).file_name().and_then(OsStr::to_str);
+    let command = NAMES.iter().find(|(known, _)| name == Some(known)).map(|(_, command)| OsString::from(command));
+    parse_words(command.into_iter().chain(words).collect())
+}
+
+fn parse_words(words: Vec<OsString>) -> Result<Invocation, clap::Error> {
     let table = Cli::command();
     let (mut ours, rest) = split(&table, words);
     let name = rest.first().and_then(|word| word.to_str()).unwrap_or("");
@@ -207,7 +229,7 @@ mod tests {
     use super::*;
 
     fn session(words: &[&str]) -> (Options, Vec<OsString>) {
-        match parse(words.iter().map(OsString::from).collect()) {
+        match parse_words(words.iter().map(OsString::from).collect()) {
             Ok(Invocation::Session { options, pi_args }) => (options, pi_args),
             other => panic!("not a session: {other:?}"),
         }
@@ -242,26 +264,38 @@ mod tests {
     #[test]
     fn bytes_that_are_not_utf_8_stay_as_they_are() {
         let odd = OsString::from_vec(vec![b'-', b'-', b'y', 0xff]);
-        match parse(vec![odd.clone()]) {
+        match parse_words(vec![odd.clone()]) {
             Ok(Invocation::Session { pi_args, .. }) => assert_eq!(pi_args, [odd]),
             other => panic!("{other:?}"),
         }
     }
 
     #[test]
+    fn the_other_names_are_commands() {
+        let line = |words: &[&str]| parse(words.iter().map(OsString::from).collect());
+        assert!(matches!(
+            line(&["/usr/bin/pi-docker-auth"]),
+            Ok(Invocation::Command { command: Command::Auth { .. }, .. })
+        ));
+        assert!(matches!(line(&["pi-docker", "pi-docker-auth"]), Ok(Invocation::Session { .. })));
+    }
+
+    #[test]
     fn a_first_word_that_is_a_command_is_ours_and_a_dash_dash_sends_it_to_pi() {
         let words = |words: &[&str]| words.iter().map(OsString::from).collect::<Vec<_>>();
         let stop = Command::Stop { all: true };
-        assert!(matches!(parse(words(&["stop", "--all"])), Ok(Invocation::Command { command, .. }) if command == stop));
+        assert!(
+            matches!(parse_words(words(&["stop", "--all"])), Ok(Invocation::Command { command, .. }) if command == stop)
+        );
         assert_eq!(session(&["--", "stop"]).1, ["stop"]);
         assert_eq!(session(&["please", "stop"]).1, ["please", "stop"]);
-        assert_eq!(parse(words(&["stop", "now"])).unwrap_err().exit_code(), 2);
+        assert_eq!(parse_words(words(&["stop", "now"])).unwrap_err().exit_code(), 2);
     }
 
     #[test]
     fn a_wrong_value_of_an_own_option_is_a_usage_error() {
         for words in [&["--user", "root"][..], &["--user"], &["--yes=1"]] {
-            let error = parse(words.iter().map(OsString::from).collect()).unwrap_err();
+            let error = parse_words(words.iter().map(OsString::from).collect()).unwrap_err();
             assert_eq!(error.exit_code(), 2, "{words:?}");
         }
     }

@@ -19,6 +19,7 @@ mod home;
 mod host_git;
 mod images;
 mod inputs;
+mod login;
 mod overlay;
 mod plan;
 mod recover;
@@ -42,7 +43,7 @@ use crate::error::Silent;
 use crate::terminal::Terminal;
 
 fn main() -> ExitCode {
-    let invocation = match cli::parse(std::env::args_os().skip(1).collect()) {
+    let invocation = match cli::parse(std::env::args_os().collect()) {
         Ok(invocation) => invocation,
         Err(error) => {
             let _ = error.print();
@@ -67,8 +68,8 @@ fn run(invocation: Invocation) -> Result<u8> {
         Invocation::Session { options, pi_args } => return session::start(config, &options, pi_args),
         Invocation::Command { options, command } => (options, command),
     };
-    let _ = options;
     match command {
+        Command::Auth { provider } => login::start(config, &options, provider.as_deref()),
         Command::Allow(args) => allow::run(config, &args),
         Command::Denied { follow, all } => sessions::denied(&config, all, follow),
         Command::Status { json } => sessions::status(&config, json),

@@ -3,36 +3,61 @@
 
 use serde_json::{Value, json};
 
-use crate::plan::{Mount, Plan};
+use crate::plan::{Mount, Network, Plan};
+
+/// Stands for a YAML tag that takes away what docker-compose.yml has there; JSON has none.
+const RESET: &str = "!reset";
+/// What the shipped file has of the proxy.
+const PROXY_VARIABLES: [&str; 4] = ["HTTP_PROXY", "HTTPS_PROXY", "http_proxy", "https_proxy"];
 
 /// The overlay's text.
 pub(crate) fn render(plan: &Plan) -> String {
-    let mut volumes: Vec<Value> = plan.mounts.iter().map(bind).collect();
-    volumes.push(json!({ "type": "volume", "source": "cache", "target": "/home/pi/.cache" }));
     let labels = json!({
         "pi-docker.session": plan.names.session,
         "pi-docker.repository": plan.names.repository_id,
     });
     let mut pi = json!({
         "environment": plan.environment,
-        "volumes": volumes,
+        "volumes": plan.mounts.iter().map(bind).collect::<Vec<_>>(),
         "labels": labels,
     });
-    let mut proxy = json!({
-        "volumes": plan.proxy_mounts.iter().map(bind).collect::<Vec<_>>(),
-        "labels": labels,
-    });
+    let mut overlay = match plan.network {
+        Network::Proxy => {
+            push(&mut pi["volumes"], json!({ "type": "volume", "source": "cache", "target": "/home/pi/.cache" }));
+            let volumes: Vec<Value> = plan.proxy_mounts.iter().map(bind).collect();
+            json!({
+                "services": { "proxy": { "volumes": volumes, "labels": labels } },
+                "volumes": { "cache": { "external": true, "name": plan.names.cache_volume() } },
+            })
+        }
+        Network::Direct => {
+            // Without a value here, a variable is the one of the environment that docker compose has: the host's own proxy, if any.
+            for name in PROXY_VARIABLES {
+                pi["environment"][name] = Value::Null;
+            }
+            pi["dns"] = RESET.into();
+            pi["depends_on"] = RESET.into();
+            pi["networks"] = json!({ "pi-net": RESET, "login-net": {} });
+            // Without the proxy its networks are not made either.
+            json!({ "services": { "proxy": RESET }, "networks": { "login-net": { "enable_ipv6": false } } })
+        }
+    };
     if plan.selinux {
         // Relabelling a user's repository would change it; without a label the container is as on other hosts.
         pi["security_opt"] = json!(["label=disable"]);
-        proxy["security_opt"] = json!(["label=disable"]);
+        if plan.network == Network::Proxy {
+            overlay["services"]["proxy"]["security_opt"] = json!(["label=disable"]);
+        }
     }
-    let mut overlay = json!({
-        "services": { "pi": pi, "proxy": proxy },
-        "volumes": { "cache": { "external": true, "name": plan.names.cache_volume() } },
-    });
+    overlay["services"]["pi"] = pi;
     escape(&mut overlay);
-    format!("{overlay:#}")
+    format!("{overlay:#}").replace(&format!("\"{RESET}\""), "!reset null")
+}
+
+fn push(list: &mut Value, value: Value) {
+    if let Some(list) = list.as_array_mut() {
+        list.push(value);
+    }
 }
 
 fn bind(mount: &Mount) -> Value {
@@ -57,7 +82,7 @@ fn escape(value: &mut Value) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::plan::tests::plan;
+    use crate::plan::tests::{login, plan};
 
     #[test]
     fn a_path_with_colon_and_dollar_reaches_the_engine_as_it_is() {
@@ -66,6 +91,14 @@ mod tests {
         assert_eq!(first["source"], "/r/a b:$$x");
         assert_eq!(first["bind"]["create_host_path"], false);
         assert_eq!(overlay["services"]["pi"]["environment"]["PI_DOCKER_WORKDIR"], "/workspace/a$$b");
+    }
+
+    #[test]
+    fn a_login_has_neither_repository_nor_proxy() {
+        let text = render(&login());
+        assert!(text.contains("\"dns\": !reset null") && text.contains("\"pi-net\": !reset null"), "{text}");
+        assert!(!text.contains("/workspace") && !text.contains("squid") && !text.contains("cache"), "{text}");
+        assert!(text.contains("\"HTTPS_PROXY\": null"), "{text}");
     }
 
     #[test]

@@ -72,6 +72,15 @@ pub(crate) struct Choices<'a> {
     pub(crate) canary: &'a [SocketAddr],
 }
 
+/// What the containers are connected to.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum Network {
+    /// To the proxy, and by it to the listed names: docker-compose.yml as it is.
+    Proxy,
+    /// To the outside, without a proxy, on a network of its own; for a login, which has nothing to give away.
+    Direct,
+}
+
 #[derive(Debug)]
 pub(crate) struct Plan {
     pub(crate) names: Names,
@@ -80,6 +89,7 @@ pub(crate) struct Plan {
     /// The agent's variables that are this session's own.
     pub(crate) environment: BTreeMap<&'static str, String>,
     pub(crate) workdir: String,
+    pub(crate) network: Network,
     pub(crate) selinux: bool,
     /// The words after `docker`.
     pub(crate) command: Vec<OsString>,
@@ -93,12 +103,8 @@ impl Plan {
         };
         let mut mounts = vec![Mount::new(places.root, "/workspace", false)];
         mounts.extend(git_mounts(places));
-        mounts.extend([
-            Mount::new(places.state.join("sessions"), "/home/pi/.pi/agent/sessions", false),
-            Mount::new(places.auth, "/run/pi-docker/auth.json", false),
-            Mount::new(places.run.join("in"), "/run/pi-docker/in", true),
-            Mount::new(places.run.join("control"), "/run/pi-docker/control", false),
-        ]);
+        mounts.extend([Mount::new(places.state.join("sessions"), "/home/pi/.pi/agent/sessions", false)]);
+        mounts.extend(run_mounts(places.auth, places.run));
         let canary: Vec<String> = choices.canary.iter().map(SocketAddr::to_string).collect();
         let environment = BTreeMap::from([
             ("PI_DOCKER_MODE", "session".to_owned()),
@@ -115,10 +121,82 @@ impl Plan {
             proxy_mounts: vec![Mount::new(places.run.join("squid"), "/etc/squid/session", true)],
             environment,
             workdir,
+            network: Network::Proxy,
             selinux: choices.selinux,
             names,
         }
     }
+}
+
+/// Where pi's login comes back: the port is fixed by the provider.
+pub(crate) const CALLBACK: &str = "127.0.0.1:53692:53692";
+
+impl Plan {
+    /// A container for a login and nothing else: no repository, no tools, no proxy.
+    pub(crate) fn login(
+        names: Names,
+        home: &Path,
+        run: &Path,
+        auth: &Path,
+        provider: Option<&str>,
+        choices: &Choices,
+    ) -> Plan {
+        let workdir = "/home/pi".to_owned();
+        let mut command = compose(home, choices.compose_override.as_deref());
+        command.extend(["-f".into(), run.join("compose.json").into()]);
+        for file in choices.compose_files {
+            command.extend(["-f".into(), file.into()]);
+        }
+        let project = names.project.as_str();
+        command.extend(
+            ["--progress", "quiet", "-p", project, "run", "--rm", "--no-deps", "--publish", CALLBACK]
+                .map(OsString::from),
+        );
+        command.extend(["--name", &names.container, "pi"].map(OsString::from));
+        match provider {
+            Some(provider) => command.extend(["auth", "login", provider].map(OsString::from)),
+            None => command.extend(WITHOUT_TOOLS.iter().map(OsString::from)),
+        }
+        let environment = BTreeMap::from([
+            ("PI_DOCKER_MODE", "auth".to_owned()),
+            ("PI_DOCKER_SESSION", names.session.clone()),
+            ("PI_DOCKER_UID", choices.user.uid.to_string()),
+            ("PI_DOCKER_GID", choices.user.gid.to_string()),
+            ("PI_DOCKER_WORKDIR", workdir.clone()),
+            // Published on the host's loopback only; inside, the engine's forwarder comes from another address.
+            ("PI_OAUTH_CALLBACK_HOST", "0.0.0.0".to_owned()),
+        ]);
+        Plan {
+            command,
+            mounts: run_mounts(auth, run).into(),
+            proxy_mounts: Vec::new(),
+            environment,
+            workdir,
+            network: Network::Direct,
+            selinux: choices.selinux,
+            names,
+        }
+    }
+}
+
+/// A pi that can do nothing but talk about its login.
+const WITHOUT_TOOLS: &[&str] = &[
+    "--no-tools",
+    "--no-mcp",
+    "--no-extensions",
+    "--no-skills",
+    "--no-prompt-templates",
+    "--no-context-files",
+    "--no-session",
+];
+
+/// What PID 1 reads and writes.
+fn run_mounts(auth: &Path, run: &Path) -> [Mount; 3] {
+    [
+        Mount::new(auth, "/run/pi-docker/auth.json", false),
+        Mount::new(run.join("in"), "/run/pi-docker/in", true),
+        Mount::new(run.join("control"), "/run/pi-docker/control", false),
+    ]
 }
 
 /// Where git's own files come from: the repository's `.git` as it is, the worktrees from the state of this repository.
@@ -188,6 +266,37 @@ pub(crate) mod tests {
             "compose --env-file /dev/null --project-directory /h -f /h/docker-compose.yml -f /h/run/s/compose.json \
              -f /x/over.yml --progress quiet -p pi-a-b-0123abcd run --rm -T --name pi-a-b-0123abcd-agent pi -p --x $y"
         );
+    }
+
+    pub(crate) fn login() -> Plan {
+        let choices = Choices {
+            pi_args: &[],
+            user: Owner { uid: 1000, gid: 100 },
+            keep_auth: true,
+            compose_files: &[],
+            compose_override: None,
+            interactive: true,
+            selinux: false,
+            canary: &[],
+        };
+        let names = Names::new("login", "", "0123abcd");
+        Plan::login(
+            names,
+            Path::new("/h"),
+            Path::new("/h/run/s"),
+            Path::new("/u/auth.json"),
+            Some("anthropic"),
+            &choices,
+        )
+    }
+
+    #[test]
+    fn a_login_is_published_on_the_loopback_only_and_starts_no_proxy() {
+        let command = login().command;
+        let text: Vec<&str> = command.iter().map(|w| w.to_str().unwrap()).collect();
+        assert!(text.join(" ").ends_with(
+            "run --rm --no-deps --publish 127.0.0.1:53692:53692 --name pi-login-0123abcd-agent pi auth login anthropic"
+        ));
     }
 
     #[test]

@@ -188,8 +188,7 @@ impl Session<'_> {
         for (name, value) in self.config.for_compose() {
             text += &format!("\n{:<9}{}", "setting", printable(&format!("{name}={value}")));
         }
-        let words: Vec<String> = plan.command.iter().map(|word| quoted(&word.to_string_lossy())).collect();
-        self.terminal.answer(&format!("{text}\n\ndocker {}\n\n{}", words.join(" "), overlay::render(&plan)));
+        self.terminal.answer(&format!("{text}\n\n{}\n\n{}", quoted_command(&plan.command), overlay::render(&plan)));
         Ok(0)
     }
 }
@@ -204,14 +203,16 @@ pub(crate) fn selinux() -> bool {
     fs::read("/sys/fs/selinux/enforce").is_ok_and(|text| text.starts_with(b"1"))
 }
 
-/// The word as a shell takes it.
-fn quoted(word: &str) -> String {
+/// A command of docker as a shell takes it.
+pub(crate) fn quoted_command(words: &[OsString]) -> String {
     let plain = |b: u8| b.is_ascii_alphanumeric() || b"-_./:=@%+,".contains(&b);
-    if !word.is_empty() && word.bytes().all(plain) {
-        word.to_owned()
-    } else {
-        format!("'{}'", word.replace('\'', "'\\''"))
+    let mut text = "docker".to_owned();
+    for word in words {
+        let word = word.to_string_lossy();
+        let is_plain = !word.is_empty() && word.bytes().all(plain);
+        text += &if is_plain { format!(" {word}") } else { format!(" '{}'", word.replace('\'', "'\\''")) };
     }
+    text
 }
 
 /// Eight random hex digits.
