@@ -101,15 +101,10 @@ impl Internet {
             .collect())
     }
 
-    /// Waits for a request that `wanted` takes.
-    pub fn wait_for(&self, what: &str, wanted: impl Fn(&Request) -> bool) -> Result<Request> {
-        wait_until(what, SOON, || Ok(self.requests()?.into_iter().find(&wanted)))
-    }
-
-    /// Waits until the model has been asked what rule `rule` answers at `step`.
-    pub fn wait_for_step(&self, rule: &str, step: u64) -> Result<Request> {
-        let what = format!("the model is asked for step {step} of '{rule}'");
-        self.wait_for(&what, |request| request.body["rule"] == rule && request.body["step"] == step)
+    /// The request that the model answered with `step` of rule `rule`, if it was asked.
+    pub fn step(&self, rule: &str, step: u64) -> Result<Option<Request>> {
+        let asked = |request: &Request| request.body["rule"] == rule && request.body["step"] == step;
+        Ok(self.requests()?.into_iter().find(asked))
     }
 
     /// Lets the turns go on that wait at the gate `name`.

@@ -8,12 +8,14 @@ use std::process::{Child, Command, ExitStatus, Stdio};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, anyhow, bail};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
+use crate::internet::{Internet, Request};
 use crate::pty::Pty;
 use crate::user::User;
+use crate::{SOON, wait_until};
 
 /// What a run of a program came to.
 #[derive(Debug)]
@@ -141,6 +143,22 @@ pub struct Running {
 impl Running {
     pub fn signal(&self, signal: Signal) -> Result<()> {
         kill(Pid::from_raw(i32::try_from(self.child.id())?), signal).context("cannot signal the launcher")
+    }
+
+    /// Waits until the model has been asked for `step` of rule `rule`; what the launcher said is in the error if that does not
+    /// happen.
+    pub fn until_asked(&mut self, internet: &Internet, rule: &str, step: u64) -> Result<Request> {
+        let what = format!("the model is asked for step {step} of '{rule}'");
+        let asked = wait_until(&what, SOON, || match internet.step(rule, step)? {
+            Some(request) => Ok(Some(request)),
+            None if self.has_ended()? => bail!("the launcher has ended before {what}"),
+            None => Ok(None),
+        });
+        asked.map_err(|error| {
+            let _ = self.child.kill();
+            let _ = self.child.wait();
+            anyhow!("{error}\n--- stdout\n{}\n--- stderr\n{}", text(self.stdout.take()), text(self.stderr.take()))
+        })
     }
 
     pub fn has_ended(&mut self) -> Result<bool> {

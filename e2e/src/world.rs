@@ -46,15 +46,20 @@ pub struct World {
 impl World {
     /// A world whose model follows the scenario file of this name in `e2e/scenarios`.
     pub fn new(scenario: &str) -> Result<Self> {
-        let path = manifest("scenarios").join(format!("{scenario}.json"));
-        let text = fs::read(&path).with_context(|| format!("cannot read '{}'", path.display()))?;
-        let scenario =
-            serde_json::from_slice(&text).with_context(|| format!("cannot understand '{}'", path.display()))?;
-        Self::with_scenario(scenario)
+        Self::with_scenario(read_scenario(scenario)?)
     }
 
     /// A world with this scenario; the good key and token are filled in, unless it names some.
-    pub fn with_scenario(mut scenario: Value) -> Result<Self> {
+    pub fn with_scenario(scenario: Value) -> Result<Self> {
+        Self::build(scenario, |_| Ok(()))
+    }
+
+    /// A world like `new`'s in which pi-docker's own folder was changed by `alter`: to prove that a test sees what is missing.
+    pub fn altered(scenario: &str, alter: impl FnOnce(&Path) -> Result<()>) -> Result<Self> {
+        Self::build(read_scenario(scenario)?, alter)
+    }
+
+    fn build(mut scenario: Value, alter: impl FnOnce(&Path) -> Result<()>) -> Result<Self> {
         let dir = tempfile::Builder::new().prefix("pi-e2e-").tempdir()?;
         let id = format!("{:08x}", random()?);
         let user = User::ordinary(docker::socket()?.as_deref())?;
@@ -80,7 +85,7 @@ impl World {
         }
         fs::write(dir.path().join("ca.pem"), bundle)?;
         install(&dir.path().join("pi-docker"))?;
-        fs::create_dir_all(dir.path().join("pi-docker/extensions"))?; // TEMPORARY
+        alter(&dir.path().join("pi-docker"))?;
         fs::copy(launcher()?, dir.path().join("bin/pi-docker")).context("cannot copy the launcher")?;
         user.own(dir.path())?;
 
@@ -166,8 +171,11 @@ impl World {
             ("TERM", "xterm-256color".into()),
             ("LANG", "C.UTF-8".into()),
         ]);
-        if let Some(host) = std::env::var_os("DOCKER_HOST") {
-            self.env.insert("DOCKER_HOST", host);
+        // The engine and the images that are tested may be chosen from outside.
+        for name in ["DOCKER_HOST", "PI_DOCKER_IMAGE", "PI_DOCKER_PROXY_IMAGE"] {
+            if let Some(value) = std::env::var_os(name) {
+                self.env.insert(name, value);
+            }
         }
     }
 
@@ -316,6 +324,12 @@ impl Drop for World {
             eprintln!("cannot take the world down: {error:#}");
         }
     }
+}
+
+fn read_scenario(name: &str) -> Result<Value> {
+    let path = manifest("scenarios").join(format!("{name}.json"));
+    let text = fs::read(&path).with_context(|| format!("cannot read '{}'", path.display()))?;
+    serde_json::from_slice(&text).with_context(|| format!("cannot understand '{}'", path.display()))
 }
 
 /// The shipped files, as a clone has them.

@@ -1,5 +1,6 @@
 //! What the agent can reach: allowed names, by TLS on port 443, through the proxy. Every refusal stands beside what is allowed.
 
+use std::fs;
 use std::io::Write;
 use std::net::TcpListener;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -22,9 +23,17 @@ struct Held {
 
 impl Held {
     fn new() -> Result<Self> {
-        let world = World::new("tools")?;
-        let run = world.pi_docker().args(["-p", "hold sh: env"]).start()?;
-        world.internet.wait_for_step("held shell", 1)?;
+        Self::within(World::new("tools")?)
+    }
+
+    /// A session in a world where `old` is replaced by `new` in one of pi-docker's own files.
+    fn altered(file: &str, old: &str, new: &str) -> Result<Self> {
+        Self::within(altered(file, old, new)?)
+    }
+
+    fn within(world: World) -> Result<Self> {
+        let mut run = world.pi_docker().args(["-p", "hold sh: env"]).start()?;
+        run.until_asked(&world.internet, "held shell", 1)?;
         let session = world.wait_for_session()?;
         Ok(Self { _run: run, world, session })
     }
@@ -35,6 +44,11 @@ impl Held {
         let command = format!("curl -sS --max-time 8 {ca} -o /dev/null -w '%{{http_code}}' {args} 2>/dev/null");
         let (_, said) = self.session.sh(&command)?;
         said.trim().parse().with_context(|| format!("curl {args} said '{said}'"))
+    }
+
+    /// The address that the host has, or would have, on the session's own network.
+    fn own_gateway(&self) -> Result<String> {
+        gateway(&format!("{}_pi-net", self.session.project))
     }
 
     fn squid_says(&self, wanted: impl Fn(&str) -> bool) -> Result<()> {
@@ -130,7 +144,7 @@ fn services_of_the_host_are_out_of_reach() -> Result<()> {
 
     // On an ordinary internal network the host's bridge address answers: the service is there.
     let network = format!("{}-plain", held.world.internet.network());
-    docker(["network", "create", "--internal", "--label", "pi-docker-e2e=0", &network])?;
+    docker(["network", "create", "--internal", "--label", &format!("pi-docker-e2e={}", std::process::id()), &network])?;
     let gateway = gateway(&network)?;
     let said = docker([
         "run",
@@ -147,13 +161,20 @@ fn services_of_the_host_are_out_of_reach() -> Result<()> {
     assert_eq!(said?.trim(), "the host");
     let before = visits.load(Ordering::Relaxed);
 
-    let own = self::gateway(&format!("{}_pi-net", held.session.project))?;
-    let bridge = self::gateway("bridge")?;
-    for address in [own, bridge, "host.docker.internal".into()] {
+    for address in [held.own_gateway()?, self::gateway("bridge")?, "host.docker.internal".into()] {
         assert!(!held.session.sh(&visit(&address))?.0, "{address}");
     }
     assert_eq!(visits.load(Ordering::Relaxed), before);
     Ok(())
+}
+
+/// A world where `old` is replaced by `new` in one of pi-docker's own files.
+fn altered(file: &str, old: &str, new: &str) -> Result<World> {
+    World::altered("tools", |dir| {
+        let text = fs::read_to_string(dir.join(file))?;
+        assert!(text.contains(old), "'{old}' is not in {file}");
+        Ok(fs::write(dir.join(file), text.replace(old, new))?)
+    })
 }
 
 /// A service of the host that listens on all addresses: its port, and how often it was visited.
@@ -183,4 +204,40 @@ fn gateway(network: &str) -> Result<String> {
     let subnet = ipam["Subnet"].as_str().context("a network without a subnet")?;
     let (start, _) = subnet.split_once(".0/").context("an odd subnet")?;
     Ok(format!("{start}.1"))
+}
+
+#[test]
+fn where_the_host_can_be_reached_pi_does_not_start() -> Result<()> {
+    let world = altered("docker-compose.yml", "bridge.inhibit_ipv4: \"true\"", "bridge.inhibit_ipv4: \"false\"")?;
+    let ran = world.pi_docker().args(["-p", "hello"]).run()?;
+    assert_ne!(ran.code(), 0);
+    assert!(ran.stderr.contains("the container can reach the host at"), "{}", ran.stderr);
+    assert!(world.internet.requests()?.is_empty());
+    assert_eq!(world.leftovers()?, Vec::<String>::new());
+    Ok(())
+}
+
+// That the tests above can fail: each wall is taken away, and the same attempt succeeds.
+
+#[test]
+#[ignore = "long: takes the walls away, one after the other"]
+fn without_the_walls_the_same_attempts_succeed() -> Result<()> {
+    let held = Held::altered("squid.conf", "http_access deny !allowed\n", "")?;
+    held.curl("https://evil.example/")?;
+    let strays = held.world.internet.strays()?;
+    assert!(strays.iter().any(|stray| stray.method == "DNS" && stray.host == "evil.example"), "{strays:?}");
+    drop(held);
+
+    let held = Held::altered("squid.conf", "ssl_bump splice step2 sni_allowed", "ssl_bump splice step2")?;
+    assert_eq!(held.curl("--connect-to evil.example:443:api.github.com:443 https://evil.example/")?, 418);
+    drop(held);
+
+    let held = Held::altered("squid.conf", "http_access deny !tls_port\n", "")?;
+    held.curl("https://github.com:8443/")?;
+    held.curl("https://github.com:22/")?;
+    let strays = held.world.internet.strays()?;
+    for port in [":22", ":8443"] {
+        assert!(strays.iter().any(|stray| stray.method == "TCP" && stray.host == port), "{port}: {strays:?}");
+    }
+    Ok(())
 }

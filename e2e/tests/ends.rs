@@ -31,8 +31,8 @@ fn world() -> Result<World> {
 
 /// A session in which the model has been asked and does not answer.
 fn held(world: &World) -> Result<(Running, Session)> {
-    let run = world.pi_docker().without("ANTHROPIC_API_KEY").args(["-p", "hold"]).start()?;
-    world.internet.wait_for_step("hold", 0)?;
+    let mut run = world.pi_docker().without("ANTHROPIC_API_KEY").args(["-p", "hold"]).start()?;
+    run.until_asked(&world.internet, "hold", 0)?;
     assert!(fs::read_to_string(world.auth_json())?.contains(&world.key), "the login is there while the session runs");
     Ok((run, world.wait_for_session()?))
 }
@@ -75,7 +75,7 @@ fn a_term_to_the_launcher_ends_everything_and_wipes_the_login() -> Result<()> {
 fn a_closed_terminal_ends_everything_and_wipes_the_login() -> Result<()> {
     let world = world()?;
     let mut terminal = world.pi_docker().without("ANTHROPIC_API_KEY").arg("hold").start_on_terminal()?;
-    world.internet.wait_for_step("hold", 0)?;
+    wait_until("the model is asked", SOON, || world.internet.step("hold", 0))?;
     world.wait_for_session()?;
     let since = Instant::now();
     terminal.close();
@@ -86,9 +86,9 @@ fn a_closed_terminal_ends_everything_and_wipes_the_login() -> Result<()> {
 #[test]
 fn a_session_ends_by_itself_when_its_launcher_was_killed() -> Result<()> {
     let world = world()?;
-    let run =
+    let mut run =
         world.pi_docker().without("ANTHROPIC_API_KEY").env("PI_DOCKER_HEARTBEAT", "6").args(["-p", "hold"]).start()?;
-    world.internet.wait_for_step("hold", 0)?;
+    run.until_asked(&world.internet, "hold", 0)?;
     world.wait_for_session()?;
     run.signal(Signal::SIGKILL)?;
     assert_eq!(run.finish()?.code(), 137);

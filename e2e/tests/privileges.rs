@@ -40,8 +40,8 @@ if cat /proc/1/environ >/dev/null 2>&1; then echo "pid 1 can be read"; else echo
 #[test]
 fn no_process_and_no_inspection_shows_a_secret() -> Result<()> {
     let world = World::new("tools")?;
-    let run = world.pi_docker().args(["-p", &format!("hold sh: {SEARCH}")]).start()?;
-    let said = world.internet.wait_for_step("held shell", 1)?;
+    let mut run = world.pi_docker().args(["-p", &format!("hold sh: {SEARCH}")]).start()?;
+    let said = run.until_asked(&world.internet, "held shell", 1)?;
     let said = said.body["text"].as_str().unwrap_or_default().to_owned();
     // What may be seen is seen: the search itself works.
     assert!(said.contains("proxy: ") && said.contains("=http://proxy:3128"), "{said}");

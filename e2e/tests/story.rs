@@ -14,8 +14,8 @@ fn two_subagents_work_at_once_and_each_opens_a_pull_request_with_exactly_its_fil
     world.begin_branch("feature/api", "src/api.js", "export const users = [];\n")?;
     let head = world.git(["rev-parse", "HEAD"])?;
 
-    let run = world.pi_docker().without("ANTHROPIC_API_KEY").args(["-p", PROMPT]).start()?;
-    world.internet.wait_for_step("orchestrator", 1)?;
+    let mut run = world.pi_docker().without("ANTHROPIC_API_KEY").args(["-p", PROMPT]).start()?;
+    run.until_asked(&world.internet, "orchestrator", 1)?;
     // While the orchestrator is about to report, the proxy is still there to be asked.
     let squid = world.wait_for_session()?.squid_log()?;
     world.internet.open_gate("report")?;

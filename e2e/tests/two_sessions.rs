@@ -11,9 +11,9 @@ fn two_sessions_in_one_repository_do_not_disturb_each_other() -> Result<()> {
     let second = world
         .pi_docker()
         .args(["-p", "hold sh: echo still here; curl -sS -o /dev/null -w '%{http_code}' https://api.github.com/user"]);
-    let second = second.start()?;
+    let mut second = second.start()?;
     wait_until("two sessions run", SOON, || Ok((world.sessions()?.len() == 2).then_some(())))?;
-    world.internet.wait_for_step("held shell", 1)?;
+    second.until_asked(&world.internet, "held shell", 1)?;
     let sessions = world.sessions()?;
     let two = sessions.iter().find(|session| session.project != one.project).expect("there are two");
     assert_ne!(one.proxy, two.proxy);
