@@ -22,8 +22,9 @@ RUN --mount=type=secret,id=extra_ca \
     export CARGO_HTTP_CAINFO=/tmp/ca.pem "CC_${target//-/_}=musl-gcc"; \
     # The launcher is a member of the workspace, but nothing of it is built here: a change to it leaves this image as it is.
     mkdir -p launcher/src; echo 'fn main() {}' >launcher/src/main.rs; \
-    cargo build --locked --release --target "$target" -p pi-entrypoint -p pi-subagent; \
-    install -D -t /out "target/$target/release/pi-entrypoint" "target/$target/release/pi-subagent"
+    cargo build --locked --profile pid1 --target "$target" -p pi-entrypoint; \
+    cargo build --locked --release --target "$target" -p pi-subagent; \
+    install -D -t /out "target/$target/pid1/pi-entrypoint" "target/$target/release/pi-subagent"
 
 FROM node:22-bookworm-slim AS agent
 SHELL ["/bin/bash", "-euo", "pipefail", "-c"]

@@ -75,7 +75,7 @@ pub(crate) fn wanted(config: &Config, home: &Home) -> Result<[Image; 2]> {
     ])
 }
 
-/// Adds a file, or all files below a folder but what a build leaves there, by name and content.
+/// Adds a file, or all files below a folder but tests and what a build leaves there, by name and content.
 fn add(hash: &mut Sha256, base: &Path, path: &Path) -> Result<()> {
     let full = base.join(path);
     let cannot = || format!("cannot read '{}'", full.display());
@@ -86,7 +86,7 @@ fn add(hash: &mut Sha256, base: &Path, path: &Path) -> Result<()> {
             names.sort_by_key(fs::DirEntry::file_name);
             names
                 .iter()
-                .filter(|entry| entry.file_name() != "target")
+                .filter(|entry| entry.file_name() != "target" && entry.file_name() != "tests")
                 .try_for_each(|entry| add(hash, base, &path.join(entry.file_name())))
         }
         Ok(_) => {
