@@ -124,7 +124,7 @@ impl World {
         let said = self.pi_docker().arg("--dry-run").run()?.expect(0)?.stdout;
         let images =
             said.lines().find(|line| line.starts_with("images ")).context("a dry run says nothing of images")?;
-        Ok(!images.contains("missing") && !images.contains("stale"))
+        Ok(images.matches("(current)").count() == 2)
     }
 
     /// The overlay that is all the difference to a user's session: the proxy's way out leads to this world's internet and
