@@ -50,6 +50,9 @@ pub(crate) struct Options {
     /// Build the images again before the start
     #[arg(long)]
     pub(crate) rebuild: bool,
+    /// Build the newest published pi before the start, and keep to it
+    #[arg(long)]
+    pub(crate) update: bool,
     /// Leave the login in ~/.pi/agent/auth.json at the end of the session
     #[arg(long)]
     pub(crate) keep_auth: bool,

@@ -14,6 +14,7 @@ use crate::error::hinted;
 use crate::home::Home;
 use crate::secret::Secret;
 use crate::settings::{self, Settings};
+use crate::update;
 
 /// The user's settings in docker-compose.yml: they go to docker compose as they are.
 pub(crate) const SETTINGS: &[&str] = &[
@@ -108,6 +109,8 @@ pub(crate) struct Config {
     /// An identity for commits that the environment gives: name, email.
     pub(crate) git_identity: (Option<String>, Option<String>),
     pub(crate) no_colour: bool,
+    /// Whether nothing is to be looked up that pi itself would not look up.
+    pub(crate) offline: bool,
 }
 
 impl Config {
@@ -146,6 +149,9 @@ impl Config {
             docker_host: text("DOCKER_HOST")?,
             git_env: GIT_NEEDS.iter().filter_map(|name| Some((OsString::from(name), env::var_os(name)?))).collect(),
             git_identity: (text("GIT_AUTHOR_NAME")?, text("GIT_AUTHOR_EMAIL")?),
+            offline: ["PI_OFFLINE", "PI_SKIP_VERSION_CHECK"]
+                .iter()
+                .any(|name| env::var_os(name).is_some_and(|v| !v.is_empty())),
             no_colour: env::var_os("NO_COLOR").is_some_and(|v| !v.is_empty()),
             user_home,
         })
@@ -169,6 +175,9 @@ impl Config {
             settings.entry("PI_DOCKER_IMAGE").or_insert_with(|| format!("pi-docker-agent:{id}"));
         }
         settings::add(&mut settings, std::mem::take(&mut self.settings));
+        if let Some(version) = update::chosen(home) {
+            settings.entry("PI_DOCKER_PI_VERSION").or_insert(version);
+        }
         if let Some(ca) = settings.get_mut("PI_DOCKER_EXTRA_CA") {
             let absolute = std::path::absolute(&*ca).context("cannot use PI_DOCKER_EXTRA_CA")?;
             utf8(&absolute)?.clone_into(ca);

@@ -32,6 +32,7 @@ mod settings;
 mod signals;
 mod state;
 mod terminal;
+mod update;
 
 use std::process::ExitCode;
 

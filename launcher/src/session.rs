@@ -29,6 +29,7 @@ use crate::repo::Place;
 use crate::run_dir::{Record, RunDir};
 use crate::state::State;
 use crate::terminal::{Terminal, printable};
+use crate::update;
 
 struct Session<'a> {
     config: &'a Config,
@@ -48,19 +49,29 @@ pub(crate) fn start(config: Config, options: &Options, pi_args: Vec<OsString>) -
     let pi_args = words_for_pi(pi_args)?;
     let home = Home::find(&config)?;
     let place = Place::find(&config.cwd)?;
-    let config = config.with_file(&home, Some((&place.root, &place.id())))?;
+    let from_env = config.clone();
+    let mut config = config.with_file(&home, Some((&place.root, &place.id())))?;
     let orphans = if options.dry_run { None } else { Some(Orphans::find(&home)?) };
     if let Some(orphans) = &orphans {
         orphans.wipe(&terminal)?;
     }
-    let images = images::wanted(&config, &home)?;
-    let docker = Docker::new(&config, &images::hash_variables(&images));
+    let mut images = images::wanted(&config, &home)?;
+    let mut docker = Docker::new(&config, &images::hash_variables(&images));
+    if options.update && !options.dry_run {
+        docker.engine()?;
+        let there = docker.image_labels(&images[0].name)?.is_some();
+        update::choose_newest(&config, &home, &docker, there.then_some(images[0].name.as_str()), &terminal)?;
+        config = from_env.with_file(&home, Some((&place.root, &place.id())))?;
+        images = images::wanted(&config, &home)?;
+        docker = Docker::new(&config, &images::hash_variables(&images));
+    }
     let facts = Facts::collect(&config, options, &home, place, images, &docker)?;
     let names = Names::new(&facts.place.safe_name(), &facts.place.id(), &random_id()?);
     let state = State::new(&home, &names.repository_id, &facts.place.root);
     let session =
         Session { config: &config, options, terminal: &terminal, home: &home, docker, facts, names, state, pi_args };
     session.facts.warn(&terminal);
+    update::notice(&config, session.home, &terminal);
     match orphans {
         None => session.show(),
         Some(orphans) => session.run(orphans),
@@ -76,6 +87,13 @@ impl Session<'_> {
         let maker = Maker::new(self.facts.user);
         let run = RunDir::create(self.home, self.record(), maker)?;
         let ended = self.prepare(&run, maker).and_then(|(plan, heartbeat)| {
+            update::look_in_background(
+                self.config,
+                self.home,
+                &self.facts.images[0].name,
+                &plan.names.project,
+                &run.path.join("control"),
+            );
             self.terminal.say(&self.facts.banner(&plan.names.project, &plan.workdir));
             containers::run(&self.docker, &foreground, &run, &plan.command, heartbeat)
         });
@@ -88,7 +106,10 @@ impl Session<'_> {
     /// Builds what is missing, or everything if that is asked for.
     fn build(&self, foreground: &Foreground) -> Result<()> {
         let wanted = self.facts.images.iter().zip(&self.facts.image_states);
-        let wanted = wanted.filter(|(_, state)| self.options.rebuild || **state == images::State::Missing);
+        let wanted = wanted.filter(|(image, state)| {
+            let asked = self.options.rebuild || (self.options.update && image.service == "pi");
+            asked || **state == images::State::Missing
+        });
         let services: Vec<&str> = wanted.map(|(image, _)| image.service).collect();
         if services.is_empty() {
             return Ok(());
