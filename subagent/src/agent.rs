@@ -13,8 +13,10 @@ use tokio::process::{Child, Command};
 
 use crate::cancel::Cancel;
 use crate::failure::{Code, Failure, OrFail, Result};
+use crate::git::Git;
 use crate::limits::{Limits, Stop, Watch};
-use crate::report::{AgentEnd, Reporter, Usage};
+use crate::probe::Probe;
+use crate::report::{AgentEnd, DiffStat, Reporter, Usage};
 use crate::stream::{Assistant, Lines, PiEvent, clip};
 use crate::sys;
 
@@ -29,6 +31,9 @@ pub(crate) struct Agent {
     /// pi's events without the streaming ones, and its standard error.
     pub(crate) log: PathBuf,
     pub(crate) stderr: PathBuf,
+    /// Of the worktree, and the commit that changes are counted against.
+    pub(crate) git: Git,
+    pub(crate) base: String,
 }
 
 /// How it ended.
@@ -64,6 +69,7 @@ impl Agent {
         let (mut stdout, mut stderr) = (child.stdout.take(), child.stderr.take());
         let mut run = Run::new(self.limits.clone(), Log::open(self.log.clone()));
         let mut errors = Errors::open(&self.stderr);
+        let mut probe = Probe::new(self.git.clone(), &self.base);
         let feed = feed(child.stdin.take(), self.input);
         tokio::pin!(feed);
         let mut fed = false;
@@ -77,10 +83,12 @@ impl Agent {
                 read = read(&mut stdout, &mut out) => run.take(&out[..read], reporter),
                 read = read(&mut stderr, &mut err) => errors.take(&err[..read]),
                 () = &mut feed, if !fed => fed = true,
+                changed = probe.answer() => run.changed |= changed,
                 () = cancel.wait(), if !run.stopping() => run.stop(Failure::new(Code::Cancelled, "cancelled")),
                 _ = tick.tick() => {
                     ticks += 1;
-                    run.tick(reporter);
+                    probe.tick();
+                    run.tick(reporter, probe.last);
                     if ticks.is_multiple_of(4) {
                         sys::reap_adopted(&[pid]);
                         beat();
@@ -89,6 +97,7 @@ impl Agent {
             }
             run.enforce(pid);
         };
+        probe.stop();
         end_descendants(reporter).await;
         // Whatever held the pipes open is gone now; a second is for what is still in them.
         let rest = async {
@@ -139,12 +148,11 @@ async fn read(stream: &mut Option<impl AsyncReadExt + Unpin>, buffer: &mut [u8])
 async fn end_descendants(reporter: &mut Reporter) {
     let deadline = Instant::now() + Duration::from_secs(5);
     loop {
-        let left = sys::kill_descendants();
-        if left == 0 {
+        if !sys::kill_descendants() {
             return;
         }
         if Instant::now() > deadline {
-            return reporter.warning("processes_left", &format!("{left} processes of the agent could not be ended"));
+            return reporter.warning("processes_left", "some processes of the agent could not be ended");
         }
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
@@ -221,7 +229,7 @@ impl Run {
         self.changed = true;
     }
 
-    fn tick(&mut self, reporter: &mut Reporter) {
+    fn tick(&mut self, reporter: &mut Reporter, diff: Option<DiffStat>) {
         if !std::mem::take(&mut self.changed) {
             return;
         }
@@ -233,9 +241,11 @@ impl Run {
                 "name": name, "summary": self.tool, "elapsedMs": elapsed.as_millis() as u64,
             })),
             "usage": usage,
+            "diff": diff,
         });
         let doing = if tool.is_some() { self.tool.as_str() } else { "" };
-        let what = format!("t{} ${:.2} {doing}", self.watch.turns, usage.cost.total);
+        let size = diff.map(|diff| format!(" +{} -{}", diff.add, diff.del)).unwrap_or_default();
+        let what = format!("turn {} ${:.2}{size} {doing}", self.watch.turns, usage.cost.total);
         reporter.event("progress", fields, what.trim_end());
     }
 

@@ -8,10 +8,12 @@ use serde_json::{Value, json};
 use crate::config::Config;
 use crate::failure::{Code, Failure, OrFail, Result};
 use crate::git::Git;
+use crate::job::end_leftovers;
 use crate::judge::reasons_to_keep;
 use crate::preflight;
 use crate::remote::Heads;
 use crate::repo::Workspace;
+use crate::report::Outcome;
 use crate::store::{State, Store, TaskDir, now};
 use crate::task::{PrMode, TaskName};
 use crate::worktree::Worktree;
@@ -87,6 +89,7 @@ async fn one(workspace: &Workspace, store: &Store, dir: &TaskDir, wish: &Wish, h
         }
         Err(failure) => return Ok(kept(dir, vec![failure.message])),
     };
+    end_leftovers(&state).await?;
     let _lock = store.repository_lock().await?;
     if wish.discard {
         if wish.dry_run {
@@ -95,7 +98,11 @@ async fn one(workspace: &Workspace, store: &Store, dir: &TaskDir, wish: &Wish, h
         let trash = discard(workspace, store, dir, &state).await?;
         return Ok(removed(dir, Some(trash)));
     }
-    let reasons = reasons_to_keep(workspace, &state, heads).await;
+    let mut reasons = reasons_to_keep(workspace, &state, heads).await;
+    // Nothing would be lost, but it would be forgotten.
+    if wish.all && reasons.is_empty() && undelivered(&state) {
+        reasons.push(format!("its pull request is not open yet: finish {0}, or cleanup {0}", state.task));
+    }
     if !reasons.is_empty() {
         return Ok(kept(dir, reasons));
     }
@@ -105,10 +112,16 @@ async fn one(workspace: &Workspace, store: &Store, dir: &TaskDir, wish: &Wish, h
     Ok(removed(dir, None))
 }
 
+/// Pushed, and then something came between.
+fn undelivered(state: &State) -> bool {
+    let delivered = matches!(state.outcome, Some(Outcome::Succeeded | Outcome::NoChanges));
+    !delivered && state.pushed.is_some() && state.pr.is_none() && state.spec.pr != PrMode::None
+}
+
 /// Removes what is known to be safe. The folder first gets a name nobody looks for, so that half of it is never mistaken
 /// for work.
 fn remove(workspace: &Workspace, dir: &TaskDir, state: &State, keep_branch: bool) -> Result<()> {
-    let worktree = Worktree::of(workspace, &state.task);
+    let worktree = Worktree::of(workspace, state);
     if worktree.path.exists() {
         let gone = worktree.path.with_file_name(format!(".gone-{}", state.task));
         let _ = fs::remove_dir_all(&gone);
@@ -133,11 +146,11 @@ fn drop_branch(workspace: &Workspace, branch: &str) -> Result<()> {
 
 /// Keeps a commit of everything that is there, and the folder itself, under names that say when.
 async fn discard(workspace: &Workspace, store: &Store, dir: &TaskDir, state: &State) -> Result<String> {
-    let worktree = Worktree::of(workspace, &state.task);
+    let worktree = Worktree::of(workspace, state);
     let name = format!("{}-{}", state.task, now());
     let trash_ref = format!("refs/pi-subagent/trash/{name}");
     let repository = workspace.shared()?;
-    if worktree.path.exists() && state.ready {
+    if worktree.whole() {
         snapshot(&worktree, dir, &trash_ref).await?;
         let place = workspace.root.join(".worktrees/.trash");
         fs::create_dir_all(&place).or_fail(Code::Internal, || format!("cannot create '{}'", place.display()))?;

@@ -18,6 +18,50 @@ pub(crate) struct Cli {
 pub(crate) enum Command {
     /// Start a task and see it to its end
     Spawn(Box<SpawnArgs>),
+    /// Go on with a task that was stopped: same session, same branch
+    Resume(Box<ResumeArgs>),
+    /// Commit, push and open the pull request of a task, without calling a model
+    Finish {
+        task: String,
+        /// Whether to open a pull request
+        #[arg(long)]
+        pr: Option<PrMode>,
+        /// One JSON object for each event, the result last
+        #[arg(long)]
+        json: bool,
+    },
+    /// End a running task; its work is kept
+    Cancel { task: String },
+    /// Wait for a task to end and repeat its result
+    Wait {
+        task: String,
+        /// The result as JSON
+        #[arg(long)]
+        json: bool,
+    },
+    /// What a task has said so far
+    Logs {
+        task: String,
+        /// Go on until it ends
+        #[arg(short, long)]
+        follow: bool,
+        /// pi's own events
+        #[arg(long)]
+        raw: bool,
+    },
+    /// Everything known about one task
+    Show {
+        task: String,
+        /// One JSON object
+        #[arg(long)]
+        json: bool,
+    },
+    /// Put in order what runs that were killed have left behind
+    Recover {
+        /// One JSON object
+        #[arg(long)]
+        json: bool,
+    },
     /// Show all tasks
     List {
         /// One JSON object
@@ -52,12 +96,34 @@ pub(crate) struct SpawnArgs {
     /// The pull request's title
     #[arg(long)]
     pub(crate) title: Option<String>,
+    /// Push the base branch first if the remote does not have it
+    #[arg(long)]
+    pub(crate) push_base: bool,
     /// Fail instead of waiting for a free place
     #[arg(long)]
     pub(crate) no_wait_slot: bool,
     /// Exit 0 also if nothing was changed
     #[arg(long)]
     pub(crate) allow_empty: bool,
+    /// One JSON object for each event, the result last
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct ResumeArgs {
+    pub(crate) task: String,
+    /// What to do differently; '-' is standard input
+    #[arg(long, value_name = "FILE")]
+    pub(crate) instructions_file: Option<PathBuf>,
+    #[command(flatten)]
+    pub(crate) run: RunArgs,
+    /// Whether to open a pull request
+    #[arg(long)]
+    pub(crate) pr: Option<PrMode>,
+    /// Fail instead of waiting for a free place
+    #[arg(long)]
+    pub(crate) no_wait_slot: bool,
     /// One JSON object for each event, the result last
     #[arg(long)]
     pub(crate) json: bool,

@@ -9,12 +9,14 @@ use serde_json::json;
 use crate::commit::{leftovers, settle_branch};
 use crate::failure::{Code, Failure, OrFail, Result};
 use crate::github::Wanted;
+use crate::job::Job;
+use crate::leak;
 use crate::pr_text::{self, Source, compose, subjects, template};
 use crate::preflight::Remote;
 use crate::remote;
 use crate::repo::{ahead_behind, diff_stat};
 use crate::report::{GitInfo, PrInfo, Stage};
-use crate::run::Job;
+
 use crate::task::PrMode;
 
 /// Where the work is now.
@@ -42,29 +44,8 @@ pub(crate) async fn gather(job: &mut Job) -> Delivered {
 
 async fn collect(job: &mut Job, done: &mut Delivered) -> Result<()> {
     job.stage(Stage::Committing);
-    job.worktree.clear_stale_locks();
-    let left = leftovers(&job.worktree, &job.state.task).await;
-    let left = match left {
-        Ok(left) => left,
-        Err(failure) => {
-            done.git.dirty = true;
-            done.failure = Some(failure);
-            Default::default()
-        }
-    };
-    done.git.auto_committed = left.committed;
-    done.git.dirty |= !left.kept.is_empty();
-    if !left.kept.is_empty() {
-        let shown: Vec<&str> = left.kept.iter().take(5).map(String::as_str).collect();
-        let text = format!("{} uncommitted and only in the worktree: {}", left.kept.len(), shown.join(", "));
-        job.reporter.warning("left_uncommitted", &text);
-    }
-    let (head, stray) = settle_branch(&job.worktree, &job.state.task)?;
-    if let Some(stray) = stray {
-        done.git.dirty = true;
-        job.reporter.warning("stray_commits", &stray);
-    }
     let repository = job.workspace.shared()?;
+    let head = if job.worktree.whole() { tidy(job, done).await? } else { branch_tip(&repository, &job.state.branch)? };
     let base = Oid::from_str(&job.state.base_oid).or_fail(Code::Internal, || "cannot read the base commit".into())?;
     done.git.head = head.to_string();
     done.git.commits = ahead_behind(&repository, head, base).0;
@@ -73,8 +54,43 @@ async fn collect(job: &mut Job, done: &mut Delivered) -> Result<()> {
     Ok(())
 }
 
+/// Leaves nothing uncommitted that can be committed; gives the commit that is the task's result.
+async fn tidy(job: &mut Job, done: &mut Delivered) -> Result<Oid> {
+    job.worktree.clear_stale_locks();
+    match leftovers(&job.worktree, &job.state.task).await {
+        Ok(left) => {
+            done.git.auto_committed = left.committed;
+            if !left.kept.is_empty() {
+                done.git.dirty = true;
+                let shown: Vec<&str> = left.kept.iter().take(5).map(String::as_str).collect();
+                let text = format!("{} uncommitted and only in the worktree: {}", left.kept.len(), shown.join(", "));
+                job.reporter.warning("left_uncommitted", &text);
+            }
+        }
+        Err(failure) => {
+            done.git.dirty = true;
+            done.failure = Some(failure);
+        }
+    }
+    let (head, stray) = settle_branch(&job.worktree, &job.state.task)?;
+    if let Some(stray) = stray {
+        done.git.dirty = true;
+        job.reporter.warning("stray_commits", &stray);
+    }
+    Ok(head)
+}
+
+fn branch_tip(repository: &git2::Repository, branch: &str) -> Result<Oid> {
+    let tip = repository.find_reference(&format!("refs/heads/{branch}")).and_then(|found| found.peel_to_commit());
+    Ok(tip.or_fail(Code::CommitFailed, || format!("cannot find the branch '{branch}'"))?.id())
+}
+
 /// Pushes the branch and opens the pull request. `partial` is why the work is not complete.
 pub(crate) async fn send(job: &mut Job, remote: &Remote, done: &mut Delivered, partial: Option<&str>) {
+    if done.git.commits == 0 {
+        return;
+    }
+    let partial = partial.or_else(|| done.git.dirty.then_some("not everything could be committed"));
     if let Err(failure) = push(job, remote, done).await {
         done.failure.get_or_insert(failure);
         return;
@@ -90,30 +106,37 @@ pub(crate) async fn send(job: &mut Job, remote: &Remote, done: &mut Delivered, p
 async fn push(job: &mut Job, remote: &Remote, done: &mut Delivered) -> Result<()> {
     job.cancel.check()?;
     job.stage(Stage::Pushing);
+    leak::refuse(&job.workspace, &remote.token, &done.git.base_oid, &done.git.head)?;
     let branch = job.state.branch.clone();
-    let mut tries = PUSH_TRIES.iter();
-    loop {
-        match remote::push(&remote.line, &job.workspace.common, &branch, &job.cancel).await {
-            Ok(()) => break,
-            Err(failure) if matches!(failure.code, Code::Network | Code::GithubDown) => match tries.next() {
-                Some(pause) => {
-                    job.cancel
-                        .or(async {
-                            tokio::time::sleep(*pause).await;
-                            Ok(())
-                        })
-                        .await?
-                }
-                None => return Err(failure.code(Code::PushFailed)),
-            },
-            Err(failure) if failure.code == Code::Internal => return Err(failure.code(Code::PushFailed)),
-            Err(failure) => return Err(failure),
-        }
+    let there = remote.heads.branch(&branch).is_some_and(|oid| oid.to_string() == done.git.head);
+    if !there {
+        patiently(job, remote, &branch).await?;
     }
     done.git.pushed = true;
     job.state.pushed = Some(done.git.head.clone());
     job.save();
     Ok(())
+}
+
+async fn patiently(job: &Job, remote: &Remote, branch: &str) -> Result<()> {
+    let mut tries = PUSH_TRIES.iter();
+    loop {
+        let Err(failure) = remote::push(&remote.line, &job.workspace.common, branch, &job.cancel).await else {
+            return Ok(());
+        };
+        let passing = matches!(failure.code, Code::Network | Code::GithubDown);
+        match tries.next().filter(|_| passing) {
+            Some(pause) => {
+                let rest = async {
+                    tokio::time::sleep(*pause).await;
+                    Ok(())
+                };
+                job.cancel.or(rest).await?;
+            }
+            None if passing || failure.code == Code::Internal => return Err(failure.code(Code::PushFailed)),
+            None => return Err(failure),
+        }
+    }
 }
 
 async fn open(job: &mut Job, remote: &Remote, done: &Delivered, partial: Option<&str>) -> Result<Option<PrInfo>> {

@@ -22,6 +22,7 @@ pub(crate) enum Code {
     CommitFailed,
     PushFailed,
     PushRejected,
+    SecretInCommit,
     // 7: nothing was spent
     Nested,
     NoRepository,
@@ -38,6 +39,7 @@ pub(crate) enum Code {
     RepositoryNotFound,
     Network,
     GithubDown,
+    RemoteAhead,
     Setup,
     PiNotFound,
     // 8, 9, 10, 11
@@ -85,6 +87,8 @@ impl Code {
             Code::RepositoryNotFound => "repository_not_found",
             Code::Network => "network",
             Code::GithubDown => "github_down",
+            Code::RemoteAhead => "remote_ahead",
+            Code::SecretInCommit => "secret_in_commit",
             Code::Setup => "setup_failed",
             Code::PiNotFound => "pi_not_found",
             Code::Timeout => "timeout",
@@ -107,7 +111,7 @@ impl Code {
             Code::Usage => 2,
             Code::ModelError | Code::OutputLimit | Code::Crashed => 4,
             Code::PrFailed | Code::PrForbidden | Code::RateLimited => 5,
-            Code::CommitFailed | Code::PushFailed | Code::PushRejected => 6,
+            Code::CommitFailed | Code::PushFailed | Code::PushRejected | Code::SecretInCommit => 6,
             Code::Timeout | Code::Idle | Code::ToolTimeout => 8,
             Code::Budget => 9,
             Code::NoSlot => 10,

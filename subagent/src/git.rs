@@ -11,6 +11,7 @@ use tokio::process::Command;
 
 use crate::failure::{Code, Failure, OrFail, Result};
 use crate::secret::Secret;
+use crate::sys;
 
 /// Variables that would make git look at another repository than the one it is started in.
 pub(crate) const FOREIGN: &[&str] = &[
@@ -41,17 +42,24 @@ pub(crate) struct Credential {
 #[derive(Clone, Debug)]
 pub(crate) struct Git {
     dir: PathBuf,
-    index: Option<PathBuf>,
+    set: Vec<(&'static str, PathBuf)>,
 }
 
 impl Git {
     pub(crate) fn at(dir: &Path) -> Self {
-        Git { dir: dir.to_owned(), index: None }
+        Git { dir: dir.to_owned(), set: Vec::new() }
+    }
+
+    /// git in a linked worktree, told where its git directory is: without being told, and with the link gone, git would
+    /// take the files for a part of the repository around them.
+    pub(crate) fn in_worktree(path: &Path, admin: &Path, run: &str) -> Self {
+        let set = vec![("GIT_DIR", admin.to_owned()), ("GIT_WORK_TREE", path.to_owned()), (sys::MARK, run.into())];
+        Git { dir: path.to_owned(), set }
     }
 
     /// The same with another index file: looks at, or snapshots, a worktree without touching its own.
     pub(crate) fn with_index(mut self, index: &Path) -> Self {
-        self.index = Some(index.to_owned());
+        self.set.push(("GIT_INDEX_FILE", index.to_owned()));
         self
     }
 
@@ -108,9 +116,8 @@ impl Git {
         for name in FOREIGN {
             command.env_remove(name);
         }
-        if let Some(index) = &self.index {
-            command.env("GIT_INDEX_FILE", index);
-        }
+        command.envs(self.set.iter().map(|(name, value)| (name, value)));
+        sys::die_with_us(&mut command);
         let mut child = command.spawn().or_fail(Code::Setup, || "cannot start 'git'".into())?;
         let stdin = child.stdin.take();
         let feed = async move {

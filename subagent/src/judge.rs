@@ -4,7 +4,7 @@
 use git2::{Oid, Repository};
 
 use crate::commit::status;
-use crate::failure::{Failure, OrFail, Result};
+use crate::failure::{Code, Failure, OrFail, Result};
 use crate::git::Git;
 use crate::remote::Heads;
 use crate::repo::{Workspace, ahead_behind};
@@ -26,7 +26,7 @@ pub(crate) struct Facts {
 
 impl Facts {
     pub(crate) async fn of(workspace: &Workspace, dir: &TaskDir, state: State) -> Facts {
-        let worktree = Worktree::of(workspace, &state.task);
+        let worktree = Worktree::of(workspace, &state);
         let exists = worktree.path.is_dir();
         let dirty = match exists {
             true => status(&worktree.git()).await.ok().map(|entries| entries.len()),
@@ -52,10 +52,9 @@ impl Facts {
 /// Why a task that nobody runs must not be removed; empty if nothing would be lost. `heads` is what the remote has now;
 /// none if it could not be asked.
 pub(crate) async fn reasons_to_keep(workspace: &Workspace, state: &State, heads: Option<&Heads>) -> Vec<String> {
-    let worktree = Worktree::of(workspace, &state.task);
+    let worktree = Worktree::of(workspace, state);
     let mut reasons = Vec::new();
     if worktree.path.exists()
-        && state.ready
         && let Err(reason) = untouched(&worktree).await
     {
         reasons.push(reason.message);
@@ -70,20 +69,21 @@ pub(crate) async fn reasons_to_keep(workspace: &Workspace, state: &State, heads:
 
 /// Fails unless git says, without any setting that could hide something, that the worktree has nothing uncommitted.
 async fn untouched(worktree: &Worktree) -> Result<()> {
+    if !worktree.whole() || !worktree.admin.join("HEAD").exists() {
+        let text = format!("'{}' is not a worktree any more", worktree.path.display());
+        return Err(Failure::new(Code::Kept, text));
+    }
     let git = worktree.git();
     let entries = status(&git).await?;
     if !entries.is_empty() {
-        return Err(Failure::new(crate::failure::Code::Kept, format!("{} uncommitted files", entries.len())));
+        return Err(Failure::new(Code::Kept, format!("{} uncommitted files", entries.len())));
     }
     let state = worktree.open()?.state();
     if state != git2::RepositoryState::Clean {
-        return Err(Failure::new(crate::failure::Code::Kept, "a merge or rebase is unfinished"));
+        return Err(Failure::new(Code::Kept, "a merge or rebase is unfinished"));
     }
     if hides_changes(&git).await? {
-        return Err(Failure::new(
-            crate::failure::Code::Kept,
-            "some files are marked so that git does not see their changes",
-        ));
+        return Err(Failure::new(Code::Kept, "some files are marked so that git does not see their changes"));
     }
     Ok(())
 }
@@ -103,7 +103,7 @@ fn tips(workspace: &Workspace, worktree: &Worktree, state: &State) -> Result<Vec
     if worktree.path.join(".git").exists() && worktree.admin.exists() {
         let own = worktree.open()?;
         let head = own.head().and_then(|head| head.peel_to_commit());
-        let kept = crate::failure::Code::Kept;
+        let kept = Code::Kept;
         tips.push(head.or_fail(kept, || "cannot read the worktree's HEAD".into())?.id());
     }
     tips.dedup();

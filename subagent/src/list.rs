@@ -31,7 +31,8 @@ pub(crate) async fn list(config: &Config) -> Result<Value> {
     Ok(json!({"v": 1, "tasks": tasks, "text": text}))
 }
 
-fn entry(workspace: &Workspace, facts: &Facts) -> Value {
+/// One task as JSON.
+pub(crate) fn entry(workspace: &Workspace, facts: &Facts) -> Value {
     let state = &facts.state;
     json!({
         "task": state.task,
@@ -54,7 +55,8 @@ fn entry(workspace: &Workspace, facts: &Facts) -> Value {
     })
 }
 
-fn line(facts: &Facts) -> String {
+/// One task as a line.
+pub(crate) fn line(facts: &Facts) -> String {
     let state = &facts.state;
     let age = now().saturating_sub(state.created_at) / 60_000;
     let age = match age {

@@ -12,11 +12,18 @@ mod failure;
 mod git;
 mod github;
 mod http;
+mod inspect;
+mod job;
 mod judge;
+mod leak;
 mod limits;
 mod list;
+mod out;
+mod pi;
 mod pr_text;
 mod preflight;
+mod probe;
+mod recover;
 mod remote;
 mod repo;
 mod report;
@@ -65,6 +72,25 @@ async fn call(config: &Config, command: Command) -> Result<u8> {
         Command::Spawn(args) => {
             let json = args.json;
             Ok(run::spawn(config, spec::read(*args)?, json).await)
+        }
+        Command::Resume(args) => {
+            let (task, json) = (args.task.clone(), args.json);
+            Ok(run::resume(config, &task, spec::changes(*args)?, json).await)
+        }
+        Command::Finish { task, pr, json } => {
+            let changes = task::Spec { pr: pr.unwrap_or_default(), ..task::Spec::default() };
+            Ok(run::finish(config, &task, changes, json).await)
+        }
+        Command::Cancel { task } => inspect::cancel(config, &task).await,
+        Command::Wait { task, json } => inspect::wait(config, &task, json).await,
+        Command::Logs { task, follow, raw } => inspect::logs(config, &task, follow, raw).await,
+        Command::Show { task, json } => {
+            report::answer(json, &inspect::show(config, &task).await?);
+            Ok(0)
+        }
+        Command::Recover { json } => {
+            report::answer(json, &recover::recover(config).await?);
+            Ok(0)
         }
         Command::List { json } => {
             report::answer(json, &list::list(config).await?);

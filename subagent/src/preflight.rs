@@ -1,16 +1,19 @@
 //! Everything that can fail before a token is spent: the remote, who we are for it, the base branch on it, the right to push
 //! and to open a pull request.
 
-use std::path::Path;
+use git2::Oid;
 
 use crate::config::Config;
 use crate::failure::{Code, Failure, Result};
 use crate::git::Git;
 use crate::github::GitHub;
 use crate::http::Http;
+use crate::job::Claimed;
 use crate::remote::{self, Address, Heads};
 use crate::repo::{Base, Workspace};
+use crate::report::Reporter;
 use crate::secret::Secret;
+use crate::store::State;
 use crate::task::PrMode;
 use crate::transport::Line;
 
@@ -43,31 +46,21 @@ pub(crate) async fn connect(config: &Config, workspace: &Workspace, pr: PrMode) 
     Ok(Remote { line, github, heads, token })
 }
 
-/// Refuses what could not end in a pull request. Gives warnings.
-pub(crate) async fn check(
+/// The base must be on the remote, or a pull request has nowhere to go. `push_base` puts it there.
+pub(crate) async fn base(
     remote: &Remote,
-    workspace: &Workspace,
+    claimed: &Claimed,
     base: &Base,
-    branch: &str,
-) -> Result<Vec<(&'static str, String)>> {
-    let mut warnings = Vec::new();
-    let Some(there) = remote.heads.branch(&base.branch) else {
-        return Err(Failure::new(
-            Code::BaseNotOnRemote,
-            format!("cannot open a pull request against '{}': it is not on the remote", base.branch),
-        )
-        .hint(format!("push it first: git push -u origin {}; or use --push-base", base.branch)));
-    };
-    if remote.heads.branch(branch).is_some() {
-        return Err(Failure::new(
-            Code::Exists,
-            format!("cannot use the branch '{branch}': the remote has one already"),
-        )
-        .hint("choose another task name, or delete the branch on the remote"));
+    push_base: bool,
+    reporter: &mut Reporter,
+) -> Result<()> {
+    let workspace = &claimed.workspace;
+    if push_base && remote.heads.branch(&base.branch).is_none() {
+        return remote::push(&remote.line, &workspace.common, &base.branch, &claimed.cancel).await;
     }
+    let there = base_exists(remote, &base.branch)?;
     if there != base.oid {
-        let repository = workspace.shared()?;
-        let text = match repository.graph_ahead_behind(base.oid, there) {
+        let text = match workspace.shared()?.graph_ahead_behind(base.oid, there) {
             Ok((ahead, 0)) => {
                 format!(
                     "{ahead} commits of '{}' are not on the remote yet: they will show in the pull request",
@@ -77,18 +70,63 @@ pub(crate) async fn check(
             Ok((_, behind)) => format!("'{}' is {behind} commits behind the remote", base.branch),
             Err(_) => format!("'{}' on the remote has commits that are not here", base.branch),
         };
-        warnings.push(("base_differs", text));
+        reporter.warning("base_differs", &text);
     }
-    if let Some(github) = &remote.github {
-        github.may_open(&base.branch).await?;
+    Ok(())
+}
+
+/// The commit of the base on the remote.
+pub(crate) fn base_exists(remote: &Remote, base: &str) -> Result<Oid> {
+    remote.heads.branch(base).ok_or_else(|| {
+        Failure::new(
+            Code::BaseNotOnRemote,
+            format!("cannot open a pull request against '{base}': it is not on the remote"),
+        )
+        .hint(format!("push it first: git push -u origin {base}; or use --push-base"))
+    })
+}
+
+/// A branch of that name on the remote belongs to someone else.
+pub(crate) fn free_branch(remote: &Remote, branch: &str) -> Result<()> {
+    match remote.heads.branch(branch) {
+        None => Ok(()),
+        Some(_) => {
+            Err(Failure::new(Code::Exists, format!("cannot use the branch '{branch}': the remote has one already"))
+                .hint("choose another task name, or delete the branch on the remote"))
+        }
     }
-    Ok(warnings)
+}
+
+/// The task's branch on the remote may only have what we have, or the push at the end would be refused.
+pub(crate) fn not_overtaken(remote: &Remote, workspace: &Workspace, state: &State) -> Result<()> {
+    let Some(there) = remote.heads.branch(&state.branch) else { return Ok(()) };
+    let repository = workspace.shared()?;
+    let tip =
+        repository.find_reference(&format!("refs/heads/{}", state.branch)).and_then(|found| found.peel_to_commit());
+    let contained =
+        tip.is_ok_and(|tip| tip.id() == there || repository.graph_descendant_of(tip.id(), there).unwrap_or(false));
+    if contained {
+        return Ok(());
+    }
+    Err(Failure::new(
+        Code::RemoteAhead,
+        format!("cannot go on with '{}': the remote has other commits on it", state.branch),
+    )
+    .hint(format!("merge them first: git -C .worktrees/{} pull --no-rebase origin {}", state.task, state.branch)))
+}
+
+/// The right to open a pull request.
+pub(crate) async fn rights(remote: &Remote, base: &str) -> Result<()> {
+    match &remote.github {
+        Some(github) => github.may_open(base).await,
+        None => Ok(()),
+    }
 }
 
 /// Uncommitted changes that a task will not see.
-pub(crate) async fn uncommitted(root: &Path) -> Option<String> {
+pub(crate) async fn uncommitted(workspace: &Workspace) -> Option<String> {
     let args = ["status", "--porcelain", "--untracked-files=normal", "-z"];
-    let output = Git::at(root).run(&args).await.ok()?;
+    let output = Git::at(workspace.here.workdir()?).run(&args).await.ok()?;
     let count = output.split(|byte| *byte == 0).filter(|line| line.len() > 3).count();
-    (count > 0).then(|| format!("{count} uncommitted changes of the main checkout are not in the task's worktree"))
+    (count > 0).then(|| format!("{count} uncommitted changes of this checkout are not in the task's worktree"))
 }

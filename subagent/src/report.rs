@@ -1,6 +1,6 @@
 //! What the program says: events and exactly one result, one JSON object a line, and the same as plain lines for a person.
-//! The wire contract with the extension, and the only writer of stdout. A reader that went away stops nothing: from then on
-//! events go to the task's own file only.
+//! The wire contract with the extension, and with `out.rs` the only writer of stdout. A reader that went away stops nothing:
+//! from then on events go to the task's own file only.
 
 use std::fs::{File, OpenOptions};
 use std::io::Write;
@@ -11,7 +11,10 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
 use crate::failure::Failure;
+use crate::out::Out;
+use crate::secret::Secret;
 use crate::store::now;
+use crate::stream::clip;
 
 /// What a run is doing.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -139,7 +142,10 @@ pub(crate) struct RunResult {
     pub(crate) agent: Option<AgentEnd>,
     pub(crate) git: Option<GitInfo>,
     pub(crate) pr: Option<PrInfo>,
+    /// Of this run.
     pub(crate) usage: Usage,
+    /// Of all runs of the task.
+    pub(crate) total_usage: Usage,
     pub(crate) duration_ms: u64,
     pub(crate) paths: Value,
     pub(crate) summary: String,
@@ -157,24 +163,53 @@ pub(crate) fn error_value(failure: &Failure) -> Value {
 
 /// Where lines go.
 pub(crate) struct Reporter {
-    json: bool,
-    stdout_open: bool,
+    out: Option<Out>,
+    quiet: bool,
     task: String,
     run: String,
     seq: u64,
     log: Option<File>,
+    secret: Option<Secret>,
     pub(crate) warnings: Vec<String>,
 }
 
 impl Reporter {
     pub(crate) fn new(json: bool, task: &str, run: &str) -> Self {
         let (task, run) = (task.to_owned(), run.to_owned());
-        Reporter { json, stdout_open: true, task, run, seq: 0, log: None, warnings: Vec::new() }
+        Reporter {
+            out: json.then(Out::start),
+            quiet: false,
+            task,
+            run,
+            seq: 0,
+            log: None,
+            secret: None,
+            warnings: Vec::new(),
+        }
+    }
+
+    /// One that writes to the task's own file only.
+    pub(crate) fn silent(task: &str, run: &str) -> Self {
+        Reporter { quiet: true, ..Reporter::new(false, task, run) }
+    }
+
+    /// The reporter itself, for a job to hold; what stays behind says nothing.
+    pub(crate) fn take(&mut self) -> Self {
+        std::mem::replace(self, Reporter::silent("", ""))
     }
 
     /// From now on every event is also appended to this file.
     pub(crate) fn log_to(&mut self, path: &Path) {
         self.log = OpenOptions::new().append(true).create(true).mode(0o600).open(path).ok();
+    }
+
+    /// From now on this value appears in no line, whoever says it.
+    pub(crate) fn keep_secret(&mut self, secret: &Secret) {
+        self.secret = Some(secret.clone());
+    }
+
+    pub(crate) fn redact(&self, text: &str) -> String {
+        self.secret.as_ref().map_or_else(|| text.to_owned(), |secret| secret.redact(text))
     }
 
     pub(crate) fn run(&self) -> &str {
@@ -185,38 +220,37 @@ impl Reporter {
         task.clone_into(&mut self.task);
     }
 
-    /// `[task] what`, the short line of an event.
-    pub(crate) fn line(&self, what: &str) -> String {
-        format!("[{}] {what}", self.task)
-    }
-
+    /// `what` is the short line for a person.
     pub(crate) fn event(&mut self, kind: &str, fields: Value, what: &str) {
-        let text = self.line(what);
-        if !self.json && self.stdout_open && kind != "result" {
+        let text = self.redact(&format!("[{}] {what}", self.task));
+        if self.out.is_none() && !self.quiet {
             let _ = writeln!(std::io::stderr(), "{text}");
         }
         self.emit(kind, fields, text);
     }
 
-    pub(crate) fn stage(&mut self, stage: Stage, fields: Value) {
+    pub(crate) fn stage(&mut self, stage: Stage, mut fields: Value) {
         let name = json!(stage).as_str().unwrap_or_default().replace('_', " ");
-        let mut fields = fields;
         fields["state"] = json!(stage);
         self.event("state", fields, &name);
     }
 
     pub(crate) fn warning(&mut self, code: &str, message: &str) {
-        self.warnings.push(message.to_owned());
+        let message = clip(&self.redact(message), 1_000);
         self.event("warning", json!({"code": code, "message": message}), &format!("warning: {message}"));
+        self.warnings.push(message);
     }
 
     /// The result, the last line. In plain mode its text is the answer on stdout.
     pub(crate) fn result(&mut self, result: &RunResult) {
         let fields = serde_json::to_value(result).unwrap_or_default();
-        if !self.json {
-            let _ = writeln!(std::io::stdout(), "{}", result.text);
+        if self.out.is_none() && !self.quiet {
+            let _ = writeln!(std::io::stdout(), "{}", self.redact(&result.text));
         }
         self.emit("result", fields, result.text.clone());
+        if let Some(out) = &mut self.out {
+            out.finish();
+        }
     }
 
     fn emit(&mut self, kind: &str, fields: Value, text: String) {
@@ -226,13 +260,12 @@ impl Reporter {
             event.extend(fields);
         }
         event["text"] = Value::String(text);
-        let line = format!("{event}\n");
+        let line = self.redact(&format!("{event}\n"));
         if let Some(log) = &mut self.log {
             let _ = log.write_all(line.as_bytes());
         }
-        if self.json && self.stdout_open {
-            let mut stdout = std::io::stdout().lock();
-            self.stdout_open = stdout.write_all(line.as_bytes()).and_then(|()| stdout.flush()).is_ok();
+        if let Some(out) = &mut self.out {
+            out.line(line, kind == "progress");
         }
     }
 }

@@ -1,15 +1,16 @@
 //! From what happened to the one result: its state, its exit status, and the words for the model that asked.
 
-use std::time::Duration;
-
 use serde_json::json;
 
 use crate::deliver::Delivered;
 use crate::failure::{Code, Failure};
+use crate::job::Job;
 use crate::limits::spell;
 use crate::report::{Outcome, PrInfo, Reporter, RunResult, Stage, Usage, error_value};
-use crate::run::{Job, outcome};
+use crate::run::outcome;
+use crate::store::State;
 use crate::stream::clip;
+use crate::worktree::Worktree;
 
 /// How a job's work came to its end.
 pub(crate) struct Ending {
@@ -33,6 +34,7 @@ pub(crate) fn refusal(reporter: &Reporter, failure: &Failure) -> RunResult {
         git: None,
         pr: None,
         usage: Usage::default(),
+        total_usage: Usage::default(),
         duration_ms: 0,
         paths: json!({}),
         summary: String::new(),
@@ -42,10 +44,33 @@ pub(crate) fn refusal(reporter: &Reporter, failure: &Failure) -> RunResult {
     }
 }
 
+/// The result that a run which was killed could not give.
+pub(crate) fn interrupted(state: &State, worktree: &Worktree, said: &str) -> RunResult {
+    let failure = Failure::new(Code::Crashed, "the run was interrupted");
+    RunResult {
+        ok: false,
+        state: Outcome::Interrupted,
+        phase: state.stage,
+        exit: failure.code.exit(),
+        error: Some(error_value(&failure)),
+        agent: state.agent.clone(),
+        git: None,
+        pr: state.pr.clone(),
+        usage: Usage::default(),
+        total_usage: state.usage.clone(),
+        duration_ms: 0,
+        paths: json!({"worktree": worktree.path}),
+        summary: state.summary.clone(),
+        warnings: Vec::new(),
+        next: vec![format!("pi-subagent resume {}", state.task), format!("pi-subagent finish {}", state.task)],
+        text: format!("Subagent '{}' {said}", state.task),
+    }
+}
+
 /// The result of a job, and its last state on disk.
 pub(crate) fn conclude(job: &mut Job, ending: Ending) -> RunResult {
     let Ending { failure, delivered } = ending;
-    let mut state = outcome(failure.as_ref(), &delivered);
+    let mut state = outcome(&job.state, failure.as_ref(), &delivered);
     let phase = job.state.stage;
     if job.state.agent.is_none() && state == Outcome::NoChanges {
         state = Outcome::Failed;
@@ -77,8 +102,9 @@ pub(crate) fn conclude(job: &mut Job, ending: Ending) -> RunResult {
         agent: job.state.agent.clone(),
         git,
         pr: delivered.pr.or_else(|| job.state.pr.clone()),
-        usage: job.state.usage.clone(),
-        duration_ms: job.elapsed_ms(),
+        usage: job.usage.clone(),
+        total_usage: job.state.usage.clone(),
+        duration_ms: job.elapsed().as_millis() as u64,
         paths: json!({"worktree": job.worktree.path, "log": job.dir.path("events.ndjson")}),
         summary,
         warnings: job.reporter.warnings.clone(),
@@ -103,7 +129,7 @@ fn text(job: &Job, state: Outcome, ended: Option<&Failure>, delivered: &Delivere
     let task = &job.state.task;
     let git = &delivered.git;
     let size = format!("{} commits, {} files, +{} -{}", git.commits, git.diff.files, git.diff.add, git.diff.del);
-    let spent = format!("${:.2}, {}", job.state.usage.cost.total, spell(Duration::from_millis(job.elapsed_ms())));
+    let spent = format!("${:.2}, {}", job.usage.cost.total, spell(job.elapsed()));
     let mut lines = vec![match (state, &delivered.pr) {
         (Outcome::Succeeded, Some(pr)) => format!("Subagent '{task}' is done: {} ({size}; {spent}).", describe(pr)),
         (Outcome::Succeeded, None) => {

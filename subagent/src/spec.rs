@@ -4,7 +4,7 @@ use std::fs;
 use std::io::Read;
 use std::path::Path;
 
-use crate::cli::SpawnArgs;
+use crate::cli::{ResumeArgs, RunArgs, SpawnArgs};
 use crate::failure::{Code, Failure, OrFail, Result};
 use crate::task::Spec;
 
@@ -26,7 +26,6 @@ pub(crate) fn read(args: SpawnArgs) -> Result<Spec> {
         }
         spec.instructions = text_of(path)?;
     }
-    let run = args.run;
     fn set<T>(field: &mut T, flag: Option<T>) {
         if let Some(value) = flag {
             *field = value;
@@ -37,23 +36,42 @@ pub(crate) fn read(args: SpawnArgs) -> Result<Spec> {
     set(&mut spec.pr, args.pr);
     spec.base = args.base.or(spec.base);
     spec.title = args.title.or(spec.title);
-    spec.model = run.model.or(spec.model);
-    spec.thinking = run.thinking.or(spec.thinking);
-    spec.tools = run.tools.or(spec.tools);
-    spec.exclude_tools = run.exclude_tools.or(spec.exclude_tools);
-    spec.timeout = run.timeout.or(spec.timeout);
-    spec.idle_timeout = run.idle_timeout.or(spec.idle_timeout);
-    spec.tool_timeout = run.tool_timeout.or(spec.tool_timeout);
-    spec.max_cost = run.max_cost.or(spec.max_cost);
-    spec.max_tokens = run.max_tokens.or(spec.max_tokens);
-    spec.max_turns = run.max_turns.or(spec.max_turns);
-    spec.trusted |= run.trusted;
+    spec.take(&of_run(args.run));
+    spec.push_base |= args.push_base;
     spec.no_wait_slot |= args.no_wait_slot;
     spec.allow_empty |= args.allow_empty;
     if spec.task.is_empty() {
         return Err(Failure::new(Code::Usage, "cannot start a subagent without a name").hint("give one with --task"));
     }
     Ok(spec)
+}
+
+/// What a resumed task is told to do differently.
+pub(crate) fn changes(args: ResumeArgs) -> Result<Spec> {
+    let mut spec = of_run(args.run);
+    if let Some(path) = &args.instructions_file {
+        spec.instructions = text_of(path)?;
+    }
+    spec.pr = args.pr.unwrap_or_default();
+    spec.no_wait_slot = args.no_wait_slot;
+    Ok(spec)
+}
+
+fn of_run(run: RunArgs) -> Spec {
+    Spec {
+        model: run.model,
+        thinking: run.thinking,
+        tools: run.tools,
+        exclude_tools: run.exclude_tools,
+        trusted: run.trusted,
+        timeout: run.timeout,
+        idle_timeout: run.idle_timeout,
+        tool_timeout: run.tool_timeout,
+        max_cost: run.max_cost,
+        max_tokens: run.max_tokens,
+        max_turns: run.max_turns,
+        ..Spec::default()
+    }
 }
 
 fn text_of(path: &Path) -> Result<String> {

@@ -25,6 +25,9 @@ pub(crate) struct State {
     pub(crate) stage: Stage,
     /// How the last run ended; none while one is under way, or if it was cut off.
     pub(crate) outcome: Option<Outcome>,
+    /// Why the agent did not come to its end, in a sentence.
+    #[serde(default)]
+    pub(crate) trouble: Option<String>,
     pub(crate) branch: String,
     pub(crate) base: String,
     pub(crate) base_oid: String,

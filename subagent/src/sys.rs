@@ -6,6 +6,7 @@ use std::collections::{HashMap, HashSet};
 use std::fs;
 use std::io;
 
+use nix::errno::Errno;
 use nix::sys::prctl;
 use nix::sys::signal::{Signal, kill};
 use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
@@ -60,10 +61,12 @@ pub(crate) fn reap_adopted(own: &[u32]) {
     }
 }
 
-/// Kills every descendant and reaps the adopted ones. One pass: gives how many are left, so call it until that is 0.
-pub(crate) fn kill_descendants() -> usize {
+/// Kills every descendant and reaps all children. One pass: says whether any is left, so call it until none is. Only the
+/// absence of children says so for sure: a list of processes is made one by one, and orphans become ours meanwhile.
+pub(crate) fn kill_descendants() -> bool {
+    let me = getpid().as_raw() as u32;
     let all = processes();
-    let mut ours: HashSet<u32> = HashSet::from([getpid().as_raw() as u32]);
+    let mut ours: HashSet<u32> = HashSet::from([me]);
     loop {
         let found: Vec<u32> = all
             .iter()
@@ -75,17 +78,33 @@ pub(crate) fn kill_descendants() -> usize {
         }
         ours.extend(found);
     }
-    ours.remove(&(getpid().as_raw() as u32));
-    let mut left = 0;
-    for pid in ours {
-        kill_hard(pid);
-        match waitpid(Pid::from_raw(pid as i32), Some(WaitPidFlag::WNOHANG)) {
-            // Not our child: whoever is its parent is on this list too, and then it becomes ours.
-            Ok(WaitStatus::StillAlive) | Err(_) => left += 1,
+    ours.into_iter().filter(|pid| *pid != me).for_each(kill_hard);
+    loop {
+        match waitpid(None, Some(WaitPidFlag::WNOHANG)) {
+            Ok(WaitStatus::StillAlive) => return true,
             Ok(_) => {}
+            // nix knows no status of a real-time signal, but the child is reaped.
+            Err(Errno::EINVAL | Errno::EINTR) => {}
+            Err(_) => return false,
         }
     }
-    left
+}
+
+/// The variable that everything a run starts has in its environment.
+pub(crate) const MARK: &str = "PI_SUBAGENT_RUN";
+
+/// Processes, other than this one, that carry the mark of a run.
+pub(crate) fn marked(run: &str) -> Vec<u32> {
+    let me = getpid().as_raw() as u32;
+    let wanted = format!("{MARK}={run}").into_bytes();
+    let mut found = Vec::new();
+    for pid in pids() {
+        let Ok(environ) = fs::read(format!("/proc/{pid}/environ")) else { continue };
+        if pid != me && environ.split(|byte| *byte == 0).any(|entry| entry == wanted) {
+            found.push(pid);
+        }
+    }
+    found
 }
 
 /// When a process started, in ticks since boot: with its id, it names one process for good. None if there is none.

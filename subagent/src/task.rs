@@ -115,6 +115,34 @@ pub(crate) struct Spec {
     pub(crate) no_wait_slot: bool,
 }
 
+impl Spec {
+    /// Takes over what `changes` says about how a run is made; what it is about stays.
+    pub(crate) fn take(&mut self, changes: &Spec) {
+        fn set<T: Clone>(field: &mut Option<T>, change: &Option<T>) {
+            if change.is_some() {
+                field.clone_from(change);
+            }
+        }
+        set(&mut self.model, &changes.model);
+        set(&mut self.thinking, &changes.thinking);
+        set(&mut self.tools, &changes.tools);
+        set(&mut self.exclude_tools, &changes.exclude_tools);
+        set(&mut self.timeout, &changes.timeout);
+        set(&mut self.idle_timeout, &changes.idle_timeout);
+        set(&mut self.tool_timeout, &changes.tool_timeout);
+        set(&mut self.max_cost, &changes.max_cost);
+        set(&mut self.max_tokens, &changes.max_tokens);
+        set(&mut self.max_turns, &changes.max_turns);
+        set(&mut self.title, &changes.title);
+        if changes.pr != PrMode::default() {
+            self.pr = changes.pr;
+        }
+        self.trusted |= changes.trusted;
+        self.no_wait_slot = changes.no_wait_slot;
+        self.allow_empty |= changes.allow_empty;
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

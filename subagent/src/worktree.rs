@@ -10,6 +10,7 @@ use git2::{ErrorCode, Oid, Repository};
 use crate::failure::{Code, Failure, OrFail, Result, cause};
 use crate::git::Git;
 use crate::repo::Workspace;
+use crate::store::State;
 use crate::task::TaskName;
 
 /// A task's worktree and the folder git administers it in.
@@ -17,14 +18,30 @@ use crate::task::TaskName;
 pub(crate) struct Worktree {
     pub(crate) path: PathBuf,
     pub(crate) admin: PathBuf,
+    /// The run whose mark every git carries that works in it.
+    pub(crate) run: String,
 }
 
 impl Worktree {
-    pub(crate) fn of(workspace: &Workspace, task: &TaskName) -> Self {
-        Worktree {
-            path: workspace.worktree(task.as_str()),
-            admin: workspace.common.join("worktrees").join(task.as_str()),
+    pub(crate) fn of(workspace: &Workspace, state: &State) -> Self {
+        let name = state.task.as_str();
+        let admin = workspace.common.join("worktrees").join(name);
+        Worktree { path: workspace.worktree(name), admin, run: state.run.clone() }
+    }
+
+    /// It got its name only when it was whole.
+    pub(crate) fn whole(&self) -> bool {
+        self.path.join(".git").exists()
+    }
+
+    /// Gives a worktree its administration back if that was lost; its files stay as they are.
+    pub(crate) async fn repair(&self, workspace: &Workspace, task: &TaskName, start: Oid) -> Result<()> {
+        if self.admin.join("HEAD").exists() {
+            return Ok(());
         }
+        make_branch(&workspace.shared()?, task, start)?;
+        self.administer(workspace, task)?;
+        self.git().run(&["reset", "--quiet"]).await.map(|_| ()).map_err(|failure| failure.code(Code::Setup))
     }
 
     /// Opens it as a repository of its own: HEAD is the task's.
@@ -33,7 +50,11 @@ impl Worktree {
     }
 
     pub(crate) fn git(&self) -> Git {
-        Git::at(&self.path)
+        self.git_at(&self.path)
+    }
+
+    fn git_at(&self, path: &Path) -> Git {
+        Git::in_worktree(path, &self.admin, &self.run)
     }
 
     /// First half, under the repository's lock: the branch, git's administration, an empty folder beside the final place.
@@ -64,7 +85,7 @@ impl Worktree {
 
     /// Second half, without the lock: git writes the files, and only then the worktree gets its name.
     pub(crate) async fn fill(&self, fresh: &Path) -> Result<()> {
-        let git = Git::at(fresh);
+        let git = self.git_at(fresh);
         git.run(&["-c", "checkout.workers=4", "-c", "advice.detachedHead=false", "reset", "--hard", "--quiet"])
             .await
             .map_err(|failure| failure.code(Code::Setup))?;
@@ -105,6 +126,23 @@ impl Worktree {
     /// Removes the worktree's folder and administration. The caller has made sure that nothing in it is needed.
     pub(crate) fn remove(&self) -> Result<()> {
         for path in [&self.path, &self.admin] {
+            match fs::remove_dir_all(path) {
+                Err(error) if error.kind() != ErrorKind::NotFound => {
+                    return Err(error).or_fail(Code::Internal, || format!("cannot remove '{}'", path.display()));
+                }
+                _ => {}
+            }
+        }
+        Ok(())
+    }
+
+    /// Removes the beginnings of a worktree that never got its name: nobody can have worked in it.
+    pub(crate) fn remove_unborn(&self) -> Result<()> {
+        if self.whole() {
+            return Ok(());
+        }
+        let fresh = self.path.with_file_name(format!(".new-{}", self.path.file_name().unwrap_or_default().display()));
+        for path in [&fresh, &self.admin] {
             match fs::remove_dir_all(path) {
                 Err(error) if error.kind() != ErrorKind::NotFound => {
                     return Err(error).or_fail(Code::Internal, || format!("cannot remove '{}'", path.display()));

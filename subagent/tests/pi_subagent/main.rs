@@ -3,6 +3,10 @@
 #![allow(clippy::disallowed_methods, reason = "tests start programs")]
 
 mod cleanup;
+mod crash;
+mod delivery;
+mod endings;
 mod internet;
 mod lab;
+mod refusals;
 mod spawn;

@@ -1,0 +1,153 @@
+//! The runner is killed at any moment: the work is there, `list` tells the truth, and `resume` or `finish` completes it.
+
+use std::io::{BufRead, BufReader};
+
+use serde_json::Value;
+
+use crate::lab::{Lab, finish, signal, wait_for};
+
+/// Runs `x` and kills the runner with SIGKILL after so many lines. Gives the last event, none if the run was over before.
+fn killed_after(lab: &Lab, lines: usize) -> Option<Value> {
+    let mut child = lab.start_spawn("x", &[]);
+    let mut output = BufReader::new(child.stdout.take().unwrap());
+    let mut last = Value::Null;
+    for _ in 0..lines {
+        let mut line = String::new();
+        output.read_line(&mut line).unwrap();
+        last = serde_json::from_str(&line).unwrap();
+        if last["type"] == "result" {
+            finish(child);
+            return None;
+        }
+    }
+    signal(&child, "KILL");
+    finish(child);
+    Some(last)
+}
+
+fn check_completed(lab: &Lab, moment: &Value) {
+    assert_eq!(lab.remote("diff --name-only main subagent/x"), "kept\nleft", "{moment}");
+    let pulls = lab.internet.world(|world| world.pulls.clone());
+    assert_eq!(pulls.len(), 1, "{moment}: {pulls:?}");
+    assert_eq!(lab.sh("git -C .worktrees/x status --porcelain; git fsck --no-dangling 2>&1"), "", "{moment}");
+    let ran = lab.run(&["cleanup", "x"]);
+    assert_eq!(ran.code, 0, "{moment}: {ran:?}");
+    assert_eq!(
+        lab.sh("ls -A .worktrees; git branch --list 'subagent/*'; ls .git/worktrees 2>/dev/null || true"),
+        "",
+        "{moment}"
+    );
+}
+
+#[test]
+fn a_runner_killed_at_any_event_loses_nothing_and_can_go_on() {
+    let mut moments = Vec::new();
+    for lines in 0.. {
+        let lab = Lab::new();
+        // The first run gets stuck in a tool for a moment, so that there are moments while pi works.
+        lab.script("x", "test -e kept || commit kept kept kept; echo more >left; tool_start t ls; sleep 0.6; tool_end t; say done; settle");
+        let Some(moment) = killed_after(&lab, lines) else { break };
+        moments.push(format!("{} {}", moment["type"], moment["state"]));
+        let listed = lab.listed("x");
+        let Some(listed) = listed else {
+            // So early that nothing was made: the name is free.
+            assert_eq!(lab.spawn("x", &[]).code, 0, "{moment}");
+            continue;
+        };
+        assert_eq!((&listed["state"], &listed["live"]), (&"interrupted".into(), &false.into()), "{moment}");
+        // Nothing is removed because of the crash.
+        let worked = lab.worktree("x").join("kept").exists();
+        let ran = lab.run(&["cleanup", "--all"]);
+        let removed = ran.stdout.contains("x: removed");
+        assert_eq!(ran.code, 0, "{moment}: {ran:?}");
+        let delivered = moment["type"] == "pr";
+        assert!(!(worked && removed) || delivered, "{moment}: {ran:?}");
+        if removed && delivered {
+            assert_eq!(lab.remote("diff --name-only main subagent/x"), "kept\nleft");
+            continue;
+        }
+        if removed {
+            assert_eq!(lab.spawn("x", &[]).code, 0, "{moment}");
+            continue;
+        }
+        assert_eq!(lab.worktree("x").join("kept").exists(), worked, "{moment}");
+        if lines % 2 == 0 {
+            let ran = lab.run(&["recover"]);
+            assert!(ran.stdout.contains("x: was interrupted"), "{moment}: {ran:?}");
+            assert_eq!(lab.run(&["recover"]).stdout, "Nothing to recover.\n");
+        }
+        let ran = lab.run(&["resume", "x", "--json"]);
+        assert_eq!((ran.code, ran.result()["state"].as_str()), (0, Some("succeeded")), "{moment}: {ran:?}");
+        check_completed(&lab, &moment);
+    }
+    assert!(moments.len() >= 8, "{moments:?}");
+    for state in ["preparing", "running", "committing", "pushing", "opening_pr"] {
+        assert!(moments.iter().any(|moment| moment.contains(state)), "{state}: {moments:?}");
+    }
+}
+
+#[test]
+fn finish_completes_a_killed_run_without_a_model() {
+    let lab = Lab::new();
+    lab.script("x", "commit kept kept kept; echo more >left; echo ready >\"$dir/ready\"; sleep 1000");
+    let child = lab.start_spawn("x", &[]);
+    wait_for("pi runs", || lab.scripts.join("ready").exists());
+    signal(&child, "KILL");
+    finish(child);
+    std::fs::remove_file(lab.scripts.join("x.pid")).unwrap();
+    let ran = lab.run(&["finish", "x", "--json"]);
+    assert_eq!(ran.code, 0, "{ran:?}");
+    assert!(!lab.scripts.join("x.pid").exists(), "pi was started");
+    assert_eq!(lab.internet.world(|world| world.pulls[0]["draft"].as_bool()), Some(true));
+    check_completed(&lab, &Value::Null);
+}
+
+#[test]
+fn what_a_killed_runner_left_running_is_ended_before_anyone_goes_on() {
+    let lab = Lab::new();
+    lab.script(
+        "x",
+        "commit kept kept kept; trap '' TERM; echo ready >\"$dir/ready\"; while :; do echo x >>kept; sleep 0.05; done",
+    );
+    let child = lab.start_spawn("x", &[]);
+    wait_for("pi runs", || lab.scripts.join("ready").exists());
+    let pid = std::fs::read_to_string(lab.scripts.join("x.pid")).unwrap();
+    signal(&child, "KILL");
+    finish(child);
+    assert!(std::path::Path::new(&format!("/proc/{}", pid.trim())).exists(), "the test needs a pi that survives");
+    lab.script("x", "echo more >left; say done; settle");
+    let ran = lab.run(&["resume", "x", "--json"]);
+    assert_eq!(ran.code, 0, "{ran:?}");
+    let stat = std::fs::read_to_string(format!("/proc/{}/stat", pid.trim())).unwrap_or_default();
+    assert!(stat.is_empty() || stat.contains(") Z "), "{stat}");
+    assert_eq!(lab.remote("diff --name-only main subagent/x"), "kept\nleft");
+}
+
+#[test]
+fn a_resumed_pi_has_its_session_and_new_words() {
+    let lab = Lab::new();
+    lab.script("x", "commit kept kept kept; fail broken; settle");
+    assert_eq!(lab.spawn("x", &[]).code, 4);
+    let first = std::fs::read_to_string(lab.scripts.join("x.args")).unwrap();
+    lab.script("x", "echo more >left; say done; settle");
+    let words = lab.root.join("words");
+    std::fs::write(&words, "Try the other way.").unwrap();
+    let ran = lab.run(&["resume", "x", "--json", "--instructions-file", words.to_str().unwrap(), "--model", "a/b"]);
+    let result = ran.result();
+    assert_eq!((ran.code, result["state"].as_str()), (0, Some("succeeded")), "{ran:?}");
+    assert_eq!(std::fs::read_to_string(lab.scripts.join("x.stdin")).unwrap(), "Task: x\n\nTry the other way.\n");
+    let second = std::fs::read_to_string(lab.scripts.join("x.args")).unwrap();
+    let session = |args: &str| {
+        args.split('\0').skip_while(|arg| *arg != "--session-dir").take(4).map(str::to_owned).collect::<Vec<_>>()
+    };
+    assert_eq!(session(&first), session(&second));
+    assert!(second.contains("--model\0a/b\0"));
+    // The pull request of the first run is the one of the second, with the text of the second.
+    let pulls = lab.internet.world(|world| world.pulls.clone());
+    assert_eq!(pulls.len(), 1);
+    assert!(!pulls[0]["body"].as_str().unwrap().contains("Not complete"), "{pulls:?}");
+    assert_eq!(
+        (result["usage"]["cost"]["total"].as_f64(), result["totalUsage"]["cost"]["total"].as_f64()),
+        (Some(0.03), Some(0.06))
+    );
+}
