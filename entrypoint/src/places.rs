@@ -23,6 +23,8 @@ pub(crate) struct Places {
 /// Finds the places, and is the user afterwards.
 pub(crate) fn take(config: &Config) -> Result<Places> {
     privileges::harden().map_err(refused)?;
+    // Held by PID 1, a folder could not be unmounted.
+    let _ = files::enter_root();
     let alone = std::process::id() == 1;
     if !alone {
         process::become_subreaper()

@@ -1,5 +1,7 @@
 //! What a session finds when pi starts, and what is left of it at the end.
 
+#![allow(clippy::disallowed_methods, clippy::unwrap_used, reason = "a test starts programs, and fails by panicking")]
+
 mod common;
 
 use std::net::{TcpListener, UdpSocket};

@@ -172,6 +172,11 @@ fn kind(stat: &FileStat) -> Kind {
     }
 }
 
+/// Leaves the working folder for `/`.
+pub(crate) fn enter_root() -> io::Result<()> {
+    Ok(nix::unistd::chdir("/")?)
+}
+
 /// Makes descriptors 0 to 2 exist, so that no file of ours takes their place, and closes all others.
 pub(super) fn fill_standard_descriptors() {
     for fd in 0..3 {

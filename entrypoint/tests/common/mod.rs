@@ -3,25 +3,29 @@
 //! The paths are the real ones: temporary directories are mounted over them, in the new mount namespace only. The capabilities are
 //! those that docker-compose.yml leaves. Needs root, and util-linux.
 #![allow(dead_code, reason = "each test program uses a part of this")]
-#![allow(clippy::disallowed_methods, reason = "the tests start programs")]
 
 use std::fmt::Write as _;
 use std::fs::{self, File};
-use std::io::Read;
+use std::io::{Read, Write};
 use std::os::unix::fs::{PermissionsExt, chown};
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use tempfile::TempDir;
 
+pub(crate) const OURS: &str = env!("CARGO_BIN_EXE_pi-entrypoint");
 pub(crate) const UID: u32 = 51234;
 pub(crate) const GID: u32 = 51235;
 pub(crate) const LOGIN: &str =
     r#"{"anthropic": {"type": "oauth", "refresh": "sk-refresh-1", "access": "sk-access-1", "expires": 1}}"#;
 /// What docker-compose.yml leaves.
 pub(crate) const CAPABILITIES: &str = "-all,+setuid,+setgid,+setpcap,+chown,+kill";
-const PATIENCE: Duration = Duration::from_secs(20);
+/// In seconds.
+static PATIENCE: AtomicU64 = AtomicU64::new(20);
 
 /// A program that can be PID 1.
 #[derive(Clone)]
@@ -32,7 +36,12 @@ pub(crate) struct Subject {
 
 impl Subject {
     pub(crate) fn ours() -> Self {
-        Self { name: "pi-entrypoint".into(), argv: vec![env!("CARGO_BIN_EXE_pi-entrypoint").into()] }
+        Self { name: "pi-entrypoint".into(), argv: vec![OURS.into()] }
+    }
+
+    /// A shell as PID 1, for what is not PID 1 itself.
+    pub(crate) fn shell() -> Self {
+        Self { name: "bash".into(), argv: vec!["/bin/bash".into(), "-c".into()] }
     }
 }
 
@@ -154,8 +163,8 @@ impl Case {
     }
 
     /// With a terminal for all three standard descriptors, controlling it.
-    pub(crate) fn terminal(mut self, terminal: &File) -> Self {
-        self.stdio = Some(terminal.try_clone().unwrap());
+    pub(crate) fn terminal(mut self, terminal: &Terminal) -> Self {
+        self.stdio = Some(terminal.line.try_clone().unwrap());
         self.wrapped("setsid --ctty")
     }
 
@@ -183,6 +192,10 @@ impl Case {
             self.capabilities
         );
         let mut command = Command::new("unshare");
+        // Setting an id makes the standard library fork: the other way, by which cargo has started this, leaves signals ignored.
+        command.gid(0);
+        heed_signal(32);
+        heed_signal(33);
         command.args(["--mount", "--pid", "--fork", "--kill-child", "--mount-proc", "--propagation", "private"]);
         if !self.network {
             command.arg("--net");
@@ -257,7 +270,7 @@ impl Running {
         let mut stderr = self.child.stderr.take();
         eventually("the end", || self.child.try_wait().unwrap().map(|_| ()));
         let code = self.child.wait().unwrap().code().unwrap_or(-1);
-        let mut read = |pipe: &mut dyn Read| {
+        let read = |pipe: &mut dyn Read| {
             let mut text = Vec::new();
             pipe.read_to_end(&mut text).unwrap();
             String::from_utf8_lossy(&text).into_owned()
@@ -271,7 +284,10 @@ impl Running {
 
 impl Drop for Running {
     fn drop(&mut self) {
-        // The namespace dies with its PID 1, and that with this one.
+        // The namespace dies with its PID 1. `--kill-child` would not do: the kernel forgets it when PID 1 changes its user.
+        if self.pid > 0 && !self.has_ended() {
+            let _ = Command::new("kill").args(["-9", "--", &self.pid.to_string()]).status();
+        }
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
@@ -313,6 +329,69 @@ mkdir -p /home/pi/.pi/agent/sessions /home/pi/.cache
 mount --bind $D/sessions /home/pi/.pi/agent/sessions
 ";
 
+/// A pseudo-terminal: the test is the person in front of it.
+pub(crate) struct Terminal {
+    keyboard: File,
+    /// The end that programs have.
+    pub(crate) line: File,
+    screen: Arc<Mutex<String>>,
+}
+
+impl Terminal {
+    pub(crate) fn new() -> Self {
+        let pty = nix::pty::openpty(None, None).unwrap();
+        let keyboard = File::from(pty.master);
+        let screen = Arc::new(Mutex::new(String::new()));
+        let (mut reader, shown) = (keyboard.try_clone().unwrap(), screen.clone());
+        std::thread::spawn(move || {
+            let mut bytes = [0; 4096];
+            while let Ok(length @ 1..) = reader.read(&mut bytes) {
+                shown.lock().unwrap().push_str(&String::from_utf8_lossy(&bytes[..length]));
+            }
+        });
+        Self { keyboard, line: pty.slave.into(), screen }
+    }
+
+    pub(crate) fn screen(&self) -> String {
+        self.screen.lock().unwrap().clone()
+    }
+
+    pub(crate) fn types(&mut self, keys: &str) {
+        self.keyboard.write_all(keys.as_bytes()).unwrap();
+    }
+
+    pub(crate) fn await_text(&self, text: &str) {
+        eventually(&format!("'{text}' on the screen"), || self.screen().contains(text).then_some(()));
+    }
+
+    /// What `stty` does or says with these words.
+    pub(crate) fn stty(&self, words: &[&str]) -> String {
+        let said = Command::new("stty").args(words).stdin(self.line.try_clone().unwrap()).output().unwrap();
+        String::from_utf8(said.stdout).unwrap()
+    }
+}
+
+/// A program that writes down the signals it gets: examples/recorder.rs, which cargo builds with the tests.
+pub(crate) fn recorder() -> PathBuf {
+    let path = std::env::current_exe().unwrap().ancestors().nth(2).unwrap().join("examples/recorder");
+    assert!(path.exists(), "cannot find '{}'; build it: cargo build --examples", path.display());
+    path
+}
+
+/// For claims that are expected to fail.
+pub(crate) fn be_impatient() {
+    PATIENCE.store(4, Ordering::Relaxed);
+}
+
+/// Stops ignoring a signal that the C library's own functions refuse.
+#[expect(unsafe_code, reason = "a raw system call")]
+fn heed_signal(number: i32) {
+    let default = [0u64; 4];
+    // SAFETY: the kernel's sigaction is four words long on every 64-bit machine, and all zero it is the default.
+    let done = unsafe { libc::syscall(libc::SYS_rt_sigaction, number, default.as_ptr(), std::ptr::null::<u64>(), 8) };
+    assert_eq!(done, 0);
+}
+
 /// Waits for a condition, and says which one did not come.
 pub(crate) fn eventually<T>(what: &str, mut condition: impl FnMut() -> Option<T>) -> T {
     let start = Instant::now();
@@ -320,7 +399,7 @@ pub(crate) fn eventually<T>(what: &str, mut condition: impl FnMut() -> Option<T>
         if let Some(value) = condition() {
             return value;
         }
-        assert!(start.elapsed() < PATIENCE, "waited in vain for: {what}");
+        assert!(start.elapsed().as_secs() < PATIENCE.load(Ordering::Relaxed), "waited in vain for: {what}");
         std::thread::sleep(Duration::from_millis(2));
     }
 }
