@@ -116,7 +116,7 @@ fn put_into_force(
     let here = place.filter(|_| args.here).map(Place::id);
     let mut failed = None;
     for (record, run) in run_dir::running(home)? {
-        if here.as_ref().is_some_and(|id| *id != record.repository_id) || record.is_login() {
+        if here.as_ref().is_some_and(|id| *id != record.repository_id) || record.has_no_repository() {
             continue;
         }
         match reload(config, home, &record, &run, args.remove) {

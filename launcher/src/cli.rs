@@ -69,6 +69,17 @@ pub(crate) enum Command {
         /// pi's name of the provider, as in `anthropic` or `github-copilot`; without one pi opens, and `/login` asks
         provider: Option<String>,
     },
+    /// Use models of an Ollama server of yours; `pi-docker-models` is the same
+    Models {
+        #[command(subcommand)]
+        what: ModelsCommand,
+    },
+    /// Look at everything a session needs: engine, images, network, token, login, disk
+    Doctor {
+        /// Print JSON
+        #[arg(long)]
+        json: bool,
+    },
     /// Let hosts through the proxy, or no longer; sessions that run follow at once
     #[command(after_help = ALLOW_HELP)]
     Allow(AllowArgs),
@@ -102,6 +113,46 @@ pub(crate) enum Command {
     /// Print the completions for a shell
     Completions { shell: clap_complete::Shell },
 }
+
+#[derive(Debug, Clone, PartialEq, Eq, Subcommand)]
+pub(crate) enum ModelsCommand {
+    /// Connect sessions to an Ollama server, or change which of its models pi offers
+    #[command(subcommand, after_help = OLLAMA_HELP)]
+    Ollama(OllamaCommand),
+    /// Say whether a server is connected, whether it answers, and which of its models pi offers
+    Status,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Subcommand)]
+pub(crate) enum OllamaCommand {
+    /// Connect the sessions that start from now on, with every model that the server has
+    Enable {
+        /// The server, if it is not on this machine: a name or an address, and a port if it is not 11434
+        #[arg(long, value_name = "HOST[:PORT]")]
+        host: Option<String>,
+    },
+    /// Disconnect, and remove the files that `enable` made
+    Disable,
+    /// List the models that the server has; those that pi offers are marked
+    List,
+    /// Offer exactly the models that the server has now
+    Sync,
+    /// Offer these models too
+    Add {
+        #[arg(required = true, value_name = "MODEL")]
+        models: Vec<String>,
+    },
+    /// Offer these models no longer
+    Remove {
+        #[arg(required = true, value_name = "MODEL")]
+        models: Vec<String>,
+    },
+}
+
+const OLLAMA_HELP: &str = "\
+pi reaches the server through the session's proxy, which lets inference through and nothing else: a session can neither pull nor
+create nor delete a model. The connection is kept in docker-compose.override.yml, squid-local.conf and models.json in pi-docker's
+own folder; your ~/.pi/agent/models.json is never written.";
 
 const AUTH_HELP: &str = "\
 The login is saved in ~/.pi/agent/auth.json, and the next session takes it along. The container has no repository and no tools; it

@@ -6,6 +6,7 @@ use std::collections::BTreeMap;
 use std::ffi::{OsStr, OsString};
 use std::fs::File;
 use std::io::{self, Seek, Write};
+use std::net::Ipv4Addr;
 use std::os::unix::process::CommandExt;
 use std::process::{self, Child, Command, Stdio};
 use std::sync::mpsc;
@@ -44,6 +45,8 @@ pub(crate) enum Output {
 pub(crate) struct Engine {
     pub(crate) version: String,
     pub(crate) compose: String,
+    /// Docker Desktop: the engine is in a machine of its own, and has a name for this one.
+    pub(crate) desktop: bool,
 }
 
 impl Docker {
@@ -114,6 +117,15 @@ impl Docker {
     pub(crate) fn restart(&self, container: &str) -> Result<()> {
         let output = self.ask(["restart", "--time", "0", container], ANSWER)?;
         if output.status.success() { Ok(()) } else { Err(failed("cannot restart", container, &output)) }
+    }
+
+    /// The address that this machine has for containers, on the engine's own bridge.
+    pub(crate) fn bridge_address(&self) -> Result<String> {
+        let format = "{{range .IPAM.Config}}{{println .Gateway}}{{end}}";
+        let output = self.ask(["network", "inspect", "bridge", "--format", format], ANSWER)?;
+        let text = String::from_utf8_lossy(&output.stdout);
+        let address = text.split_whitespace().find(|address| address.parse::<Ipv4Addr>().is_ok());
+        address.map(str::to_owned).ok_or_else(|| failed("cannot find this machine's address on", "bridge", &output))
     }
 
     /// What a container has written to its log; empty if it has none.
@@ -270,7 +282,11 @@ fn judge(info: &Value, stderr: &str) -> Result<Engine> {
     let compose =
         plugins.iter().find(|plugin| plugin["Name"] == "compose").and_then(|plugin| plugin["Version"].as_str());
     match compose {
-        Some(compose) if major(compose) >= 2 => Ok(Engine { version: version.to_owned(), compose: compose.to_owned() }),
+        Some(compose) if major(compose) >= 2 => Ok(Engine {
+            version: version.to_owned(),
+            compose: compose.to_owned(),
+            desktop: info["OperatingSystem"].as_str().is_some_and(|name| name.contains("Docker Desktop")),
+        }),
         _ => Err(hinted("cannot find Docker Compose v2", "install the package docker-compose-plugin")),
     }
 }

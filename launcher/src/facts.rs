@@ -85,26 +85,9 @@ impl Facts {
     }
 
     /// Says what the session starts without.
-    pub(crate) fn warn(&self, terminal: &Terminal) {
-        match &self.git.head {
-            Head::Branch(_) => {}
-            Head::Unborn(_) => {
-                terminal.warn("the repository has no commit yet: subagents cannot start", "make a first commit");
-            }
-            Head::Detached(_) => terminal.warn(
-                "HEAD is detached: subagents cannot start, for a pull request needs a branch to go to",
-                "git switch BRANCH",
-            ),
-        }
-        if !self.git.has_remote {
-            terminal.warn(
-                "the repository has no remote: subagents can neither push nor open pull requests",
-                "git remote add origin URL",
-            );
-        }
-        if self.identity.is_none() {
-            let hint = "git config --global user.name \"…\" and git config --global user.email \"…\"";
-            terminal.warn("git knows no name and email of yours: commits will fail", hint);
+    pub(crate) fn warn(&self, terminal: &Terminal, config: &Config) {
+        for (text, fix) in self.git.lacks(config) {
+            terminal.warn(text, fix);
         }
         if self.image_states.contains(&images::State::Stale) {
             terminal.warn("images are older than their sources", "pi-docker --rebuild");
@@ -112,7 +95,7 @@ impl Facts {
         if self.auth.anthropic_has_expired(SystemTime::now()) {
             terminal.warn(
                 "Anthropic session token is expired: pi will try to refresh it, which may fail",
-                "log in again with pi if it does",
+                "pi-docker auth if it does",
             );
         }
     }
@@ -130,7 +113,7 @@ impl Facts {
             go_on("Go on without GitHub?", &fix)?;
         }
         if self.auth.digest.is_none() && config.provider_keys.is_empty() {
-            let fix = "export ANTHROPIC_API_KEY, or log in with pi";
+            let fix = "pi-docker auth, or export ANTHROPIC_API_KEY";
             terminal.warn("No Anthropic auth found, nor a key or login of another provider", fix);
             go_on("Go on without a login?", fix)?;
         }
@@ -147,7 +130,7 @@ pub(crate) fn words_for_pi(words: Vec<OsString>) -> Result<Vec<String>> {
 }
 
 /// Who the agent runs as: the one that was asked for, else the repository's owner; never root. `me` is the launcher's own user.
-fn agent_user(asked: Option<Owner>, owner: Owner, me: Owner) -> Result<Owner> {
+pub(crate) fn agent_user(asked: Option<Owner>, owner: Owner, me: Owner) -> Result<Owner> {
     let hint = match me.uid {
         0 => "chown the repository to an ordinary user, or pass --user UID:GID".to_owned(),
         _ => format!("chown the repository to yourself, or pass --user {}:{}", me.uid, me.gid),

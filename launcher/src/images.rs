@@ -41,18 +41,11 @@ impl std::fmt::Display for State {
 const LABEL: &str = "pi-docker.source";
 /// What goes into each image, and the settings that are its build arguments.
 const AGENT: (&[&str], &[&str]) = (
-    &[
-        "Dockerfile",
-        ".dockerignore",
-        "Cargo.toml",
-        "Cargo.lock",
-        "entrypoint",
-        "subagent",
-        "launcher/Cargo.toml",
-        "image",
-    ],
+    &["Dockerfile", "Cargo.toml", "Cargo.lock", "entrypoint", "subagent", "image"],
     &["PI_DOCKER_PI_VERSION", "PI_DOCKER_PI_INTEGRITY", "PI_DOCKER_EXTRA_PACKAGES"],
 );
+/// Folders that no image holds.
+const LEFT_OUT: &[&str] = &["target", "tests"];
 const PROXY: (&[&str], &[&str]) = (&["Dockerfile.proxy"], &[]);
 
 /// The images under the names that the configuration gives them.

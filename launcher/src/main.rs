@@ -9,17 +9,21 @@ mod containers;
 mod credentials;
 mod denied;
 mod docker;
+mod doctor;
 mod error;
 mod facts;
 mod files;
 mod foreground;
 mod gitconfig;
+mod github;
 mod heartbeat;
 mod home;
 mod host_git;
 mod images;
 mod inputs;
 mod login;
+mod models;
+mod ollama;
 mod overlay;
 mod plan;
 mod recover;
@@ -32,6 +36,7 @@ mod settings;
 mod signals;
 mod state;
 mod terminal;
+mod trial;
 mod update;
 
 use std::process::ExitCode;
@@ -71,6 +76,8 @@ fn run(invocation: Invocation) -> Result<u8> {
     };
     match command {
         Command::Auth { provider } => login::start(config, &options, provider.as_deref()),
+        Command::Models { what } => models::run(config, &what),
+        Command::Doctor { json } => doctor::run(config, &options, json),
         Command::Allow(args) => allow::run(config, &args),
         Command::Denied { follow, all } => sessions::denied(&config, all, follow),
         Command::Status { json } => sessions::status(&config, json),

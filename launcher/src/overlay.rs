@@ -23,12 +23,8 @@ pub(crate) fn render(plan: &Plan) -> String {
     });
     let mut overlay = match plan.network {
         Network::Proxy => {
-            push(&mut pi["volumes"], json!({ "type": "volume", "source": "cache", "target": "/home/pi/.cache" }));
             let volumes: Vec<Value> = plan.proxy_mounts.iter().map(bind).collect();
-            json!({
-                "services": { "proxy": { "volumes": volumes, "labels": labels } },
-                "volumes": { "cache": { "external": true, "name": plan.names.cache_volume() } },
-            })
+            json!({ "services": { "proxy": { "volumes": volumes, "labels": labels } } })
         }
         Network::Direct => {
             // Without a value here, a variable is the one of the environment that docker compose has: the host's own proxy, if any.
@@ -42,6 +38,10 @@ pub(crate) fn render(plan: &Plan) -> String {
             json!({ "services": { "proxy": RESET }, "networks": { "login-net": { "enable_ipv6": false } } })
         }
     };
+    if let Some(volume) = &plan.cache {
+        push(&mut pi["volumes"], json!({ "type": "volume", "source": "cache", "target": "/home/pi/.cache" }));
+        overlay["volumes"] = json!({ "cache": { "external": true, "name": volume } });
+    }
     if plan.selinux {
         // Relabelling a user's repository would change it; without a label the container is as on other hosts.
         pi["security_opt"] = json!(["label=disable"]);

@@ -90,6 +90,8 @@ pub(crate) struct Plan {
     pub(crate) environment: BTreeMap<&'static str, String>,
     pub(crate) workdir: String,
     pub(crate) network: Network,
+    /// The volume for caches, if there is one.
+    pub(crate) cache: Option<String>,
     pub(crate) selinux: bool,
     /// The words after `docker`.
     pub(crate) command: Vec<OsString>,
@@ -122,6 +124,7 @@ impl Plan {
             environment,
             workdir,
             network: Network::Proxy,
+            cache: Some(names.cache_volume()),
             selinux: choices.selinux,
             names,
         }
@@ -173,6 +176,42 @@ impl Plan {
             environment,
             workdir,
             network: Network::Direct,
+            cache: None,
+            selinux: choices.selinux,
+            names,
+        }
+    }
+}
+
+impl Plan {
+    /// A session that runs nothing but time, to look at what a session has; `empty` is an empty folder in place of a repository.
+    pub(crate) fn trial(names: Names, home: &Path, run: &Path, auth: &Path, empty: &Path, choices: &Choices) -> Plan {
+        let mut command = compose(home, choices.compose_override.as_deref());
+        command.extend(["-f".into(), run.join("compose.json").into()]);
+        for file in choices.compose_files {
+            command.extend(["-f".into(), file.into()]);
+        }
+        let entrypoint = "pi-entrypoint sleep 120";
+        command.extend(["--progress", "quiet", "-p", &names.project, "run", "--detach", "-T"].map(OsString::from));
+        command.extend(["--entrypoint", entrypoint, "--name", &names.container, "pi"].map(OsString::from));
+        let canary: Vec<String> = choices.canary.iter().map(SocketAddr::to_string).collect();
+        let mut mounts = vec![Mount::new(empty, "/workspace", true)];
+        mounts.extend(run_mounts(auth, run));
+        Plan {
+            environment: BTreeMap::from([
+                ("PI_DOCKER_MODE", "session".to_owned()),
+                ("PI_DOCKER_SESSION", names.session.clone()),
+                ("PI_DOCKER_UID", choices.user.uid.to_string()),
+                ("PI_DOCKER_GID", choices.user.gid.to_string()),
+                ("PI_DOCKER_CANARY", canary.join(",")),
+                ("PI_DOCKER_KEEP_AUTH", "1".to_owned()),
+            ]),
+            command,
+            mounts,
+            proxy_mounts: vec![Mount::new(run.join("squid"), "/etc/squid/session", true)],
+            workdir: "/workspace".to_owned(),
+            network: Network::Proxy,
+            cache: None,
             selinux: choices.selinux,
             names,
         }

@@ -26,6 +26,10 @@ impl Orphans {
         Ok(Orphans(run_dir::list(home).into_iter().filter(|found| found.orphaned.is_some()).collect()))
     }
 
+    pub(crate) fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
     /// Empties auth.json where one of them has left its login behind. Needs no engine.
     pub(crate) fn wipe(&self, terminal: &Terminal) -> Result<()> {
         for found in &self.0 {
@@ -46,7 +50,7 @@ impl Orphans {
         for found in self.0 {
             // It may be running still, and pi may have something to save. None of this name is what is hoped for.
             let _ = docker.stop(&found.record.container);
-            if !found.record.is_login() {
+            if !found.record.has_no_repository() {
                 keep_logs(docker, home, &home.state(&found.record.repository_id), &found.record, &found.path);
             }
             let removed = docker.remove_project(&found.record.project).and_then(|()| {

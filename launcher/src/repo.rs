@@ -11,6 +11,7 @@ use crate::cli::Owner;
 use crate::config::{Config, utf8};
 use crate::credentials::hex_digest;
 use crate::error::hinted;
+use crate::gitconfig::identity;
 use crate::host_git::HostGit;
 
 /// Where the repository is.
@@ -105,6 +106,36 @@ impl Place {
         };
         let has_remote = settings.keys().any(|name| name.starts_with("remote.") && name.ends_with(".url"));
         Ok(GitFacts { head, has_remote, settings, excludes_file: git.global_excludes_file()? })
+    }
+}
+
+impl GitFacts {
+    /// What will not work here, and what to do about it.
+    pub(crate) fn lacks(&self, config: &Config) -> Vec<(&'static str, &'static str)> {
+        let mut lacks = Vec::new();
+        match &self.head {
+            Head::Branch(_) => {}
+            Head::Unborn(_) => {
+                lacks.push(("the repository has no commit yet: subagents cannot start", "make a first commit"))
+            }
+            Head::Detached(_) => lacks.push((
+                "HEAD is detached: subagents cannot start, for a pull request needs a branch to go to",
+                "git switch BRANCH",
+            )),
+        }
+        if !self.has_remote {
+            lacks.push((
+                "the repository has no remote: subagents can neither push nor open pull requests",
+                "git remote add origin URL",
+            ));
+        }
+        if identity(&self.settings, &config.git_identity).is_none() {
+            lacks.push((
+                "git knows no name and email of yours: commits will fail",
+                "git config --global user.name \"…\" and git config --global user.email \"…\"",
+            ));
+        }
+        lacks
     }
 }
 

@@ -37,8 +37,8 @@ impl Record {
         format!("{}-proxy-1", self.project)
     }
 
-    /// Whether it is a login, which has no repository and no proxy.
-    pub(crate) fn is_login(&self) -> bool {
+    /// Whether it is a login or a trial.
+    pub(crate) fn has_no_repository(&self) -> bool {
         self.repository_id.is_empty()
     }
 }

@@ -70,7 +70,7 @@ pub(crate) fn start(config: Config, options: &Options, pi_args: Vec<OsString>) -
     let state = State::new(&home, &names.repository_id, &facts.place.root);
     let session =
         Session { config: &config, options, terminal: &terminal, home: &home, docker, facts, names, state, pi_args };
-    session.facts.warn(&terminal);
+    session.facts.warn(&terminal, &config);
     update::notice(&config, session.home, &terminal);
     match orphans {
         None => session.show(),

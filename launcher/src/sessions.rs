@@ -96,7 +96,7 @@ pub(crate) fn status(config: &Config, as_json: bool) -> Result<u8> {
         let sessions: Vec<Value> = sessions
             .map(|((record, _), tasks)| {
                 json!({
-                    "project": record.project, "session": record.session, "repository": record.root, "login": record.is_login(),
+                    "project": record.project, "session": record.session, "repository": record.root,
                     "started": record.started, "pid": record.pid, "subagents": tasks,
                 })
             })
@@ -109,7 +109,7 @@ pub(crate) fn status(config: &Config, as_json: bool) -> Result<u8> {
     }
     for ((record, _), tasks) in sessions {
         let root = record.root.display().to_string();
-        let what = if record.is_login() { "login" } else { root.as_str() };
+        let what = if record.has_no_repository() { "no repository" } else { root.as_str() };
         scene.terminal.answer(&format!(
             "{}  {}  started {}",
             record.project,
@@ -120,7 +120,7 @@ pub(crate) fn status(config: &Config, as_json: bool) -> Result<u8> {
         for task in lines {
             scene.terminal.answer(&format!("  {}", printable(task["text"].as_str().unwrap_or_default())));
         }
-        if tasks.is_none() && !record.is_login() {
+        if tasks.is_none() && !record.has_no_repository() {
             scene.terminal.answer("  subagents: no answer");
         }
     }
@@ -128,7 +128,7 @@ pub(crate) fn status(config: &Config, as_json: bool) -> Result<u8> {
 }
 
 fn subagents(docker: &Docker, record: &Record) -> Option<Value> {
-    if record.is_login() {
+    if record.has_no_repository() {
         return None;
     }
     let user = format!("{}:{}", record.user.0, record.user.1);
@@ -192,7 +192,7 @@ fn new_lines(file: &Path, at: &mut u64) -> Result<Vec<String>> {
 /// Shows what was refused, by host, in the sessions that run and those that have ended; `follow`: as it happens.
 pub(crate) fn denied(config: &Config, all: bool, follow: bool) -> Result<u8> {
     let scene = Scene::new(config, all)?;
-    let running: Vec<_> = scene.running()?.into_iter().filter(|(record, _)| !record.is_login()).collect();
+    let running: Vec<_> = scene.running()?.into_iter().filter(|(record, _)| !record.has_no_repository()).collect();
     let allowed =
         |run: &Path| inputs::read_list(&run.join("squid/allow.txt")).map(allowlist::merge).unwrap_or_default();
     if follow {

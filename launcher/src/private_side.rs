@@ -1,0 +1,194 @@
+//! When the private git directory is made ready and when it is fetched from: before a session, at its end, on request, and at a later
+//! start for a session that was killed. `git` does the work; this runs the short container that hands out what PID 1 could not.
+
+use std::collections::BTreeSet;
+use std::ffi::OsString;
+use std::fs::File;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+
+use crate::cli::Owner;
+use crate::docker::Docker;
+use crate::files::lock_file;
+use crate::git::{self, ImportReport, Limits, PrivateGit, Site};
+use crate::home::Home;
+use crate::run_dir;
+use crate::terminal::{Terminal, printable};
+
+/// How long handing out may take.
+const EXPORT: Duration = Duration::from_secs(600);
+
+/// The private side of one repository.
+pub(crate) struct PrivateSide<'a> {
+    pub(crate) docker: &'a Docker,
+    pub(crate) terminal: &'a Terminal,
+    pub(crate) home: &'a Home,
+    pub(crate) repository_id: &'a str,
+    /// The working tree's top folder.
+    pub(crate) root: &'a Path,
+    /// The whole environment for git.
+    pub(crate) env: &'a [(OsString, OsString)],
+    /// Who the agent runs as.
+    pub(crate) user: Owner,
+    /// The agent's image.
+    pub(crate) image: &'a str,
+}
+
+impl PrivateSide<'_> {
+    /// Makes the private side ready for a session whose folder exists. What a killed session has left is fetched first; if that
+    /// cannot be done it is moved aside, whole, and said.
+    pub(crate) fn prepare(&self, session: &str) -> Result<PrivateGit> {
+        let _lock = self.lock()?;
+        let state = self.state();
+        let live = self.live()?;
+        let open = git::unimported(&state).unwrap_or_default();
+        for left in open.iter().filter(|open| !live.contains(*open)) {
+            match self.fetch(left, None, &live) {
+                Ok(report) => self.say(&report),
+                Err(e) => {
+                    self.terminal.warn(&format!("cannot fetch the commits of session {left}: {}", printable(&format!("{e:#}"))), "");
+                    if let Some(folder) = git::set_aside(&self.site(left, &state, false))? {
+                        self.terminal.say(&format!("they are in '{}'", folder.display()));
+                    }
+                    break;
+                }
+            }
+        }
+        let prepared = git::prepare(&self.site(session, &state, self.others(session, &live, &state)))?;
+        prepared.warnings.iter().for_each(|line| self.terminal.warn(&printable(line), ""));
+        Ok(prepared)
+    }
+
+    /// Fetches at the session's end what was committed in it, and takes away what was made in the working tree. A failure is said, and
+    /// left for the next start: nothing is lost by it.
+    pub(crate) fn finish(&self, session: &str, control: &Path) -> Result<()> {
+        let _lock = self.lock()?;
+        let state = self.state();
+        let live = self.live()?;
+        if control.join("ready").exists() {
+            match self.fetch(session, Some(control), &live) {
+                Ok(report) => self.say(&report),
+                Err(e) => self.terminal.warn(
+                    &format!("cannot fetch the session's commits: {}", printable(&format!("{e:#}"))),
+                    "they are safe in the private git directory; the next start tries again",
+                ),
+            }
+        } else {
+            // pi never ran.
+            git::forget(&self.site(session, &state, true))?;
+        }
+        git::release(&self.site(session, &state, self.others(session, &live, &state)))
+    }
+
+    /// Fetches from a session that goes on.
+    pub(crate) fn fetch_now(&self, session: &str, container: &str) -> Result<ImportReport> {
+        let _lock = self.lock()?;
+        let state = self.state();
+        let file = self.bundle_file(&state)?;
+        let user = format!("{}:{}", self.user.uid, self.user.gid);
+        let words = ["exec", "--user", &user, "--env", "HOME=/home/pi", "--workdir", "/workspace", container, "pi-subagent", "export"];
+        self.docker.capture(&words.map(OsString::from), file.reopen()?, EXPORT)?;
+        // A name of its own: the session's commits have still to be fetched at its end.
+        git::import(&self.site(&format!("{session}-live"), &state, true), file.path(), &Limits::default())
+    }
+
+    fn fetch(&self, session: &str, control: Option<&Path>, live: &BTreeSet<String>) -> Result<ImportReport> {
+        let state = self.state();
+        let site = self.site(session, &state, self.others(session, live, &state));
+        if let Some(bundle) = control.map(|control| control.join("export.bundle")).filter(|bundle| bundle.is_file())
+            && let Ok(report) = git::import(&site, &bundle, &Limits::default())
+        {
+            return Ok(report);
+        }
+        let file = self.bundle_file(&state)?;
+        self.docker.capture(&self.export_command(session, &state)?, file.reopen()?, EXPORT)?;
+        git::import(&site, file.path(), &Limits::default())
+    }
+
+    /// A container that has the private side, no network and no right, and hands out.
+    fn export_command(&self, session: &str, state: &Path) -> Result<Vec<OsString>> {
+        let name = format!("pi-docker-export-{session}");
+        let user = format!("{}:{}", self.user.uid, self.user.gid);
+        let mut words: Vec<OsString> = [
+            "run", "--rm", "--name", &name, "--network", "none", "--user", &user, "--cap-drop", "ALL",
+            "--security-opt", "no-new-privileges", "--read-only", "--tmpfs", "/tmp", "--memory", "1g", "--pids-limit", "128",
+            "--ulimit", "core=0", "--log-driver", "none", "--workdir", "/workspace", "--env", "HOME=/tmp",
+            "--env", "GIT_CONFIG_COUNT=1", "--env", "GIT_CONFIG_KEY_0=safe.directory", "--env", "GIT_CONFIG_VALUE_0=*",
+        ]
+        .map(OsString::from)
+        .into();
+        if crate::session::selinux() {
+            words.extend(["--security-opt", "label=disable"].map(OsString::from));
+        }
+        words.extend(["--mount".into(), mount_word(self.root, "/workspace", true)?.into()]);
+        for mount in git::mounts(state)? {
+            words.extend(["--mount".into(), mount_word(&mount.host, &mount.container, mount.read_only)?.into()]);
+        }
+        words.extend(["--entrypoint", "/usr/local/bin/pi-subagent", self.image, "export"].map(OsString::from));
+        Ok(words)
+    }
+
+    fn bundle_file(&self, state: &Path) -> Result<tempfile::NamedTempFile> {
+        let made = tempfile::Builder::new().prefix("export-").tempfile_in(state);
+        made.with_context(|| format!("cannot make a file in '{}'", state.display()))
+    }
+
+    fn say(&self, report: &ImportReport) {
+        report.lines().iter().for_each(|line| self.terminal.say(line));
+    }
+
+    fn state(&self) -> PathBuf {
+        self.home.state(self.repository_id)
+    }
+
+    /// One launcher at a time finds out who else is there and acts on it.
+    fn lock(&self) -> Result<File> {
+        let lock = lock_file(&self.state().join("private.lock"))?;
+        lock.lock().context("cannot lock the state of the repository")?;
+        Ok(lock)
+    }
+
+    /// The sessions of this repository that have their launcher.
+    fn live(&self) -> Result<BTreeSet<String>> {
+        let running = run_dir::running(self.home)?.into_iter().map(|(record, _)| record);
+        Ok(running.filter(|record| record.repository_id == self.repository_id).map(|record| record.session).collect())
+    }
+
+    /// Whether another session works in the private side: it is live, and it was prepared.
+    fn others(&self, session: &str, live: &BTreeSet<String>, state: &Path) -> bool {
+        let open = git::unimported(state).unwrap_or_default();
+        open.iter().any(|open| open != session && live.contains(open))
+    }
+
+    fn site<'s>(&'s self, session: &'s str, state: &'s Path, others_live: bool) -> Site<'s> {
+        let owner = nix::unistd::geteuid().is_root().then_some((self.user.uid, self.user.gid));
+        Site { root: self.root, state, session, env: self.env, owner, others_live }
+    }
+}
+
+/// A bind mount as docker's command line takes it: fields of CSV, so that a path may hold anything.
+fn mount_word(host: &Path, container: &str, read_only: bool) -> Result<String> {
+    let host = host.to_str().with_context(|| format!("cannot mount '{}': its name is not UTF-8", host.display()))?;
+    let mut fields = vec!["type=bind".to_owned(), format!("source={host}"), format!("target={container}")];
+    if read_only {
+        fields.push("readonly".to_owned());
+    }
+    let quoted = fields.iter().map(|field| match field.contains([',', '"', '\n', '\r']) {
+        true => format!("\"{}\"", field.replace('"', "\"\"")),
+        false => field.clone(),
+    });
+    Ok(quoted.collect::<Vec<_>>().join(","))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_mount_takes_a_path_with_commas_and_quotes() {
+        let word = mount_word(Path::new("/a,b \"c\":d"), "/workspace", true).unwrap();
+        assert_eq!(word, "type=bind,\"source=/a,b \"\"c\"\":d\",target=/workspace,readonly");
+    }
+}

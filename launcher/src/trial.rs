@@ -1,0 +1,161 @@
+//! A session without a repository, a login or a token, that runs nothing but time: proof that the containers start, that the network
+//! is closed, and a place to ask GitHub from, by the way that a session would.
+
+use std::fs;
+use std::path::PathBuf;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, anyhow};
+
+use crate::cli::Owner;
+use crate::config::Config;
+use crate::containers;
+use crate::docker::Docker;
+use crate::files::Maker;
+use crate::heartbeat::{Canary, Heartbeat};
+use crate::home::Home;
+use crate::inputs;
+use crate::overlay;
+use crate::plan::{Choices, Names, Plan};
+use crate::run_dir::{Record, RunDir, Secrets};
+use crate::session::{random_id, selinux, unix_now};
+use crate::terminal::{Terminal, printable};
+
+const START: Duration = Duration::from_secs(60);
+const READY: Duration = Duration::from_secs(30);
+const LOOK: Duration = Duration::from_millis(20);
+
+/// A trial that has started.
+pub(crate) struct Trial<'a> {
+    docker: &'a Docker,
+    record: Record,
+    has_ca: bool,
+}
+
+/// What a trial is made from.
+pub(crate) struct Ground<'a> {
+    pub(crate) config: &'a Config,
+    pub(crate) home: &'a Home,
+    pub(crate) docker: &'a Docker,
+    pub(crate) terminal: &'a Terminal,
+    pub(crate) user: Owner,
+}
+
+/// Starts a trial, lets `look` look around in it, and takes everything away again.
+pub(crate) fn run<T>(ground: &Ground, look: impl FnOnce(&Trial) -> T) -> Result<T> {
+    let (user, docker) = (ground.user, ground.docker);
+    let names = Names::new("doctor", "", &random_id()?);
+    let record = Record {
+        pid: std::process::id(),
+        session: names.session.clone(),
+        project: names.project.clone(),
+        container: names.container.clone(),
+        repository_id: String::new(),
+        root: PathBuf::new(),
+        auth: PathBuf::new(),
+        auth_digest: None,
+        keep_auth: true,
+        user: (user.uid, user.gid),
+        started: unix_now(),
+    };
+    let run = RunDir::create(ground.home, record.clone(), Maker::new(user))?;
+    let looked = start(ground, &run, names).map(|heartbeat| {
+        let looked = look(&Trial { docker, record, has_ca: ground.config.setting("PI_DOCKER_EXTRA_CA").is_some() });
+        drop(heartbeat);
+        looked
+    });
+    let cleaned = containers::clean_up(docker, ground.home, None, run);
+    let looked = looked?;
+    cleaned?;
+    Ok(looked)
+}
+
+fn start(ground: &Ground, run: &RunDir, names: Names) -> Result<Heartbeat> {
+    let Ground { config, home, docker, terminal, user } = *ground;
+    let maker = Maker::new(user);
+    let (empty, auth) = (run.path.join("empty"), run.path.join("auth.json"));
+    maker.dir(&empty)?;
+    maker.file(&auth, b"{}")?;
+    let canary = Canary::open()?;
+    let choices = Choices {
+        pi_args: &[],
+        user,
+        keep_auth: true,
+        compose_files: &config.compose_files(),
+        compose_override: home.compose_override(),
+        interactive: false,
+        selinux: selinux(),
+        canary: &canary.addresses,
+    };
+    let plan = Plan::trial(names, home.dir(), &run.path, &auth, &empty, &choices);
+    let secrets = run.write_in(maker, &Secrets { github: None, auth: serde_json::Map::new() }, "", "")?;
+    inputs::write_common(config, home, terminal, &secrets, maker)?;
+    let control = run.write_control(maker)?;
+    let allowed = inputs::allowed_names(config, home, &run.path)?;
+    run.write_squid(maker, &allowed, &inputs::squid_local(home)?)?;
+    run.write_overlay(maker, &overlay::render(&plan))?;
+    let heartbeat = Heartbeat::start(&control, secrets, Some(canary))?;
+    let started = docker.ask(&plan.command, START)?;
+    if !started.status.success() {
+        let told = String::from_utf8_lossy(&started.stderr);
+        return Err(anyhow!("{}", printable(told.trim().lines().last().unwrap_or("docker does not say why"))));
+    }
+    let deadline = Instant::now() + READY;
+    while !control.join("ready").exists() {
+        if control.join("result.json").exists() || Instant::now() > deadline {
+            let log = fs::read_to_string(control.join("log")).unwrap_or_default();
+            let why = log.lines().find(|line| !line.starts_with("hint")).unwrap_or("the container does not say why");
+            return Err(anyhow!("{}", printable(why)));
+        }
+        thread::sleep(LOOK);
+    }
+    Ok(heartbeat)
+}
+
+/// What a server answered.
+pub(crate) struct Answer {
+    pub(crate) status: u16,
+    pub(crate) body: String,
+}
+
+impl Trial<'_> {
+    /// Asks `url` by curl in the container, through the proxy. `header` may hold a secret: it goes in by stdin. `body` makes it a POST.
+    pub(crate) fn fetch(&self, url: &str, header: Option<&str>, body: Option<&str>) -> Result<Answer> {
+        let mut curl = format!(
+            "silent\nshow-error\nmax-time = 15\nconnect-timeout = 8\nwrite-out = \"\\n%{{http_code}}\"\nuser-agent = \"pi-docker\"\nurl = {}\n",
+            quoted(url)
+        );
+        if let Some(header) = header {
+            curl += &format!("header = {}\n", quoted(header));
+        }
+        if let Some(body) = body {
+            curl += &format!("data = {}\nheader = \"Content-Type: application/json\"\n", quoted(body));
+        }
+        if self.has_ca {
+            curl += "cacert = \"/home/pi/.config/pi-docker/ca.pem\"\n";
+        }
+        let user = format!("{}:{}", self.record.user.0, self.record.user.1);
+        let words = ["exec", "-i", "--user", &user, &self.record.container, "curl", "--config", "-"];
+        let output = self.docker.feed(&words, curl.as_bytes())?;
+        let text = String::from_utf8_lossy(&output.stdout);
+        let (body, status) = text.rsplit_once('\n').unwrap_or(("", ""));
+        match status.trim().parse() {
+            Ok(status) if status > 0 => Ok(Answer { status, body: body.to_owned() }),
+            _ => Err(anyhow!("{}", printable(String::from_utf8_lossy(&output.stderr).trim()))),
+        }
+        .with_context(|| format!("no answer from '{url}'"))
+    }
+}
+
+/// A value as curl's configuration file takes it.
+fn quoted(text: &str) -> String {
+    let mut quoted = String::from("\"");
+    for c in text.chars().filter(|c| !c.is_control()) {
+        if c == '"' || c == '\\' {
+            quoted.push('\\');
+        }
+        quoted.push(c);
+    }
+    quoted + "\""
+}
