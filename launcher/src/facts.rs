@@ -1,10 +1,11 @@
 //! What a session is decided on: found out before anything is changed, said to the user, and where the user has a say, asked.
 
 use std::ffi::OsString;
+use std::fs;
 use std::thread;
 use std::time::SystemTime;
 
-use anyhow::{Result, anyhow};
+use anyhow::{Context, Result, anyhow};
 use nix::unistd::{getegid, geteuid};
 
 use crate::cli::{Options, Owner};
@@ -119,6 +120,31 @@ impl Facts {
         }
         Ok(())
     }
+}
+
+/// The first time that a session would empty a login, says so and offers to keep it, from now on. True if it is to be kept.
+pub(crate) fn offer_to_keep(auth: &AuthFile, config: &Config, home: &Home, terminal: &Terminal) -> Result<bool> {
+    let told = home.join("state/told-about-login");
+    if auth.digest.is_none() || config.setting("PI_DOCKER_KEEP_AUTH").is_some() || told.exists() {
+        return Ok(false);
+    }
+    let path = auth.path.display().to_string();
+    terminal.say(&format!(
+        "At the end of a session '{}' is emptied, so that no login stays behind: a pi on this machine is logged out too.",
+        printable(&path)
+    ));
+    let keep = terminal.can_ask() && terminal.confirm("Keep the login instead, now and from now on?", "")?;
+    let cannot = || format!("cannot write into '{}'", home.dir().display());
+    if keep {
+        let file = home.join("config.toml");
+        // Above everything else: what comes after the first section would belong to it.
+        let text = fs::read_to_string(&file).unwrap_or_default();
+        fs::write(&file, format!("keep-auth = true\n{text}")).with_context(cannot)?;
+        terminal.say(&format!("'{}' says so now: keep-auth = true", file.display()));
+    }
+    let folder = told.parent().unwrap_or(home.dir());
+    fs::create_dir_all(folder).and_then(|()| fs::write(&told, "")).with_context(cannot)?;
+    Ok(keep)
 }
 
 /// The words for pi as text: the way to the engine is JSON.

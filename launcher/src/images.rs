@@ -79,7 +79,7 @@ fn add(hash: &mut Sha256, base: &Path, path: &Path) -> Result<()> {
             names.sort_by_key(fs::DirEntry::file_name);
             names
                 .iter()
-                .filter(|entry| entry.file_name() != "target" && entry.file_name() != "tests")
+                .filter(|entry| !LEFT_OUT.iter().any(|name| entry.file_name() == *name))
                 .try_for_each(|entry| add(hash, base, &path.join(entry.file_name())))
         }
         Ok(_) => {
@@ -155,7 +155,9 @@ mod tests {
     #[test]
     fn the_hash_follows_names_and_contents_and_not_build_results() {
         let plain = hash(|_| ());
-        assert_eq!(plain, hash(|dir| fs::create_dir_all(dir.join("entrypoint/target/debug")).unwrap()));
+        for folder in ["entrypoint/target/debug", "entrypoint/tests"] {
+            assert_eq!(plain, hash(|dir| fs::create_dir_all(dir.join(folder)).unwrap()), "{folder}");
+        }
         assert_ne!(plain, hash(|dir| fs::write(dir.join("entrypoint/src/main.rs"), "fn main() { }").unwrap()));
         assert_ne!(
             plain,

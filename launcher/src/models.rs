@@ -37,7 +37,7 @@ pub(crate) fn run(config: Config, what: &ModelsCommand) -> Result<u8> {
         ModelsCommand::Ollama(OllamaCommand::Sync) => {
             let models = connected(&home)?.models()?;
             offer(&home, &models)?;
-            terminal.say(&format!("pi offers {} models of the server", models.len()));
+            terminal.say(&offers(models.len()));
         }
         ModelsCommand::Ollama(OllamaCommand::Add { models }) => add(&home, models, &terminal)?,
         ModelsCommand::Ollama(OllamaCommand::Remove { models }) => remove(&home, models, &terminal)?,
@@ -149,7 +149,7 @@ fn add(home: &Home, models: &[String], terminal: &Terminal) -> Result<()> {
         }
     }
     offer(home, &offered)?;
-    terminal.say(&format!("pi offers {} models of the server", offered.len()));
+    terminal.say(&offers(offered.len()));
     Ok(())
 }
 
@@ -167,8 +167,12 @@ fn remove(home: &Home, models: &[String], terminal: &Terminal) -> Result<()> {
         offered.retain(|name| !named(name));
     }
     offer(home, &offered)?;
-    terminal.say(&format!("pi offers {} models of the server", offered.len()));
+    terminal.say(&offers(offered.len()));
     Ok(())
+}
+
+fn offers(count: usize) -> String {
+    format!("pi offers {count} model{} of the server", if count == 1 { "" } else { "s" })
 }
 
 fn status(home: &Home, terminal: &Terminal) -> Result<()> {

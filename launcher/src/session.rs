@@ -15,7 +15,7 @@ use crate::cli::Options;
 use crate::config::{Config, utf8};
 use crate::containers;
 use crate::docker::Docker;
-use crate::facts::{Facts, words_for_pi};
+use crate::facts::{Facts, offer_to_keep, words_for_pi};
 use crate::files::Maker;
 use crate::foreground::Foreground;
 use crate::heartbeat::{Canary, Heartbeat};
@@ -41,6 +41,7 @@ struct Session<'a> {
     names: Names,
     state: State,
     pi_args: Vec<String>,
+    keep_auth: bool,
 }
 
 /// Runs pi on the repository that the user is in; returns pi's exit status.
@@ -68,10 +69,25 @@ pub(crate) fn start(config: Config, options: &Options, pi_args: Vec<OsString>) -
     let facts = Facts::collect(&config, options, &home, place, images, &docker)?;
     let names = Names::new(&facts.place.safe_name(), &facts.place.id(), &random_id()?);
     let state = State::new(&home, &names.repository_id, &facts.place.root);
-    let session =
-        Session { config: &config, options, terminal: &terminal, home: &home, docker, facts, names, state, pi_args };
-    session.facts.warn(&terminal, &config);
-    update::notice(&config, session.home, &terminal);
+    facts.warn(&terminal, &config);
+    update::notice(&config, &home, &terminal);
+    let mut keep_auth = options.keep_auth || config.setting("PI_DOCKER_KEEP_AUTH") == Some("1");
+    if !options.dry_run {
+        facts.ask(&terminal, &config, &home)?;
+        keep_auth = keep_auth || offer_to_keep(&facts.auth, &config, &home, &terminal)?;
+    }
+    let session = Session {
+        config: &config,
+        options,
+        terminal: &terminal,
+        home: &home,
+        docker,
+        facts,
+        names,
+        state,
+        pi_args,
+        keep_auth,
+    };
     match orphans {
         None => session.show(),
         Some(orphans) => session.run(orphans),
@@ -80,7 +96,6 @@ pub(crate) fn start(config: Config, options: &Options, pi_args: Vec<OsString>) -
 
 impl Session<'_> {
     fn run(&self, orphans: Orphans) -> Result<u8> {
-        self.facts.ask(self.terminal, self.config, self.home)?;
         let foreground = Foreground::new()?;
         orphans.remove(self.home, &self.docker, self.terminal);
         self.build(&foreground)?;
@@ -144,10 +159,6 @@ impl Session<'_> {
         Ok((plan, heartbeat))
     }
 
-    fn keep_auth(&self) -> bool {
-        self.options.keep_auth || self.config.setting("PI_DOCKER_KEEP_AUTH") == Some("1")
-    }
-
     fn record(&self) -> Record {
         Record {
             pid: std::process::id(),
@@ -158,7 +169,7 @@ impl Session<'_> {
             root: self.facts.place.root.clone(),
             auth: self.facts.auth.path.clone(),
             auth_digest: self.facts.auth.digest.clone(),
-            keep_auth: self.keep_auth(),
+            keep_auth: self.keep_auth,
             user: (self.facts.user.uid, self.facts.user.gid),
             started: unix_now(),
         }
@@ -176,7 +187,7 @@ impl Session<'_> {
         let choices = Choices {
             pi_args: &self.pi_args,
             user: self.facts.user,
-            keep_auth: self.keep_auth(),
+            keep_auth: self.keep_auth,
             compose_files: &self.config.compose_files(),
             compose_override: self.home.compose_override(),
             interactive: Terminal::is_interactive(),
@@ -201,7 +212,7 @@ impl Session<'_> {
             ("images", images.collect::<Vec<_>>().join(", ")),
             ("token", yes(facts.token.is_some()).to_owned()),
             ("logins", if logins.is_empty() { "none".to_owned() } else { logins.join(", ") }),
-            ("kept", yes(self.keep_auth()).to_owned()),
+            ("kept", yes(self.keep_auth).to_owned()),
             ("state", utf8(&self.state.dir)?.to_owned()),
         ] {
             text += &format!("\n{name:<9}{}", printable(&value));

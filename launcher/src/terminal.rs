@@ -49,6 +49,11 @@ impl Terminal {
         }
     }
 
+    /// Whether there is somebody to ask who has not answered everything beforehand.
+    pub(crate) fn can_ask(&self) -> bool {
+        !self.assume_yes && io::stdin().is_terminal() && io::stderr().is_terminal()
+    }
+
     /// Asks a yes-or-no question. Without a terminal to ask on it fails and says what would have answered.
     pub(crate) fn confirm(&self, question: &str, otherwise: &str) -> Result<bool> {
         if self.assume_yes {
