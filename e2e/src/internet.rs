@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
@@ -11,7 +12,10 @@ use crate::docker::{self, LABEL, docker};
 use crate::user::User;
 use crate::{SOON, wait_until};
 
-const IMAGE: &str = "pi-docker-e2e-internet";
+/// An image with git and a shell.
+pub const IMAGE: &str = "pi-docker-e2e-internet";
+/// The same with the program in it.
+const WHOLE: &str = "pi-docker-e2e-internet:whole";
 /// The names that are played. Any other name that squid may ask for leads here by DNS, and is answered with 418.
 const NAMES: &[&str] = &["api.anthropic.com", "api.github.com", "github.com"];
 
@@ -39,18 +43,17 @@ pub struct Request {
 impl Internet {
     /// Starts it in the folder `dir`, which has `ca`, `repos` and `scenario.json`, and waits until it answers.
     pub fn start(id: &str, dir: &Path, user: User, extra_ca: Option<&Path>) -> Result<Self> {
-        docker::build(IMAGE, &manifest("internet.Dockerfile"), extra_ca)?;
+        let program = Program::find(extra_ca)?;
         fs::create_dir_all(dir.join("record/gates"))?;
         user.own(dir)?;
         let network = format!("pi-e2e-{id}");
         let address = create_network(&network)?;
         let internet = Self { dir: dir.to_owned(), address, network, user };
-        internet.run()?;
+        internet.run(program)?;
         Ok(internet)
     }
 
-    fn run(&self) -> Result<()> {
-        let program = program()?;
+    fn run(&self, program: &Program) -> Result<()> {
         let mut args: Vec<String> =
             ["run", "--detach", "--init", "--read-only", "--cap-drop=ALL"].map(str::to_owned).into();
         args.extend(["--name", &self.network, "--network", &self.network, "--ip", &self.address].map(str::to_owned));
@@ -60,12 +63,13 @@ impl Internet {
         for name in NAMES {
             args.push(format!("--network-alias={name}"));
         }
-        for (source, target) in [(program, "/internet"), (self.dir.clone(), "/world")] {
-            args.push(format!("--mount=type=bind,source={},target={target}", source.display()));
+        args.push(bind(&self.dir, "/world"));
+        if let Program::Here(path) = program {
+            args.push(bind(path, "/internet"));
         }
+        args.push(program.image().to_owned());
         args.extend(
-            [IMAGE, "/internet", "/world/scenario.json", "/world/ca", "/world/repos", "/world/record"]
-                .map(str::to_owned),
+            ["/internet", "/world/scenario.json", "/world/ca", "/world/repos", "/world/record"].map(str::to_owned),
         );
         args.extend(["--dns", &self.address, "--trap", "22", "--trap", "80", "--trap", "8443"].map(str::to_owned));
         docker(args)?;
@@ -168,11 +172,47 @@ pub fn manifest(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join(name)
 }
 
-/// The program, as it was built beside this one.
-fn program() -> Result<PathBuf> {
-    let this = std::env::current_exe()?;
-    let beside = this.ancestors().skip(1).take(2).map(|dir| dir.join("internet"));
-    beside.into_iter().find(|path| path.is_file()).context("cannot find the program 'internet'; cargo build makes it")
+fn bind(source: &Path, target: &str) -> String {
+    format!("--mount=type=bind,source={},target={target}", source.display())
+}
+
+/// Where the program comes from.
+enum Program {
+    /// It was built beside this one, and runs in the image.
+    Here(PathBuf),
+    InImage,
+}
+
+impl Program {
+    /// Finds out once, and builds what is needed.
+    fn find(extra_ca: Option<&Path>) -> Result<&'static Self> {
+        static FOUND: Mutex<Option<&'static Program>> = Mutex::new(None);
+        let mut found = FOUND.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(program) = *found {
+            return Ok(program);
+        }
+        let dockerfile = manifest("internet.Dockerfile");
+        docker::build(IMAGE, &dockerfile, "git", extra_ca)?;
+        let this = std::env::current_exe()?;
+        let beside = this.ancestors().skip(1).take(2).map(|dir| dir.join("internet")).find(|path| path.is_file());
+        let path = beside.context("cannot find the program 'internet'; cargo build makes it")?;
+        let probe = ["run", "--rm", "--network=none", &bind(&path, "/internet"), IMAGE, "/internet", "--help"];
+        let program = if docker::try_docker(probe)?.0 {
+            Program::Here(path)
+        } else {
+            eprintln!("building the program 'internet' for the container ...");
+            docker::build(WHOLE, &dockerfile, "whole", extra_ca)?;
+            Program::InImage
+        };
+        Ok(found.insert(Box::leak(Box::new(program))))
+    }
+
+    fn image(&self) -> &'static str {
+        match self {
+            Program::Here(_) => IMAGE,
+            Program::InImage => WHOLE,
+        }
+    }
 }
 
 /// Makes an internal network in a range that is never routed and that squid does not take for a private one. Gives the address

@@ -1,6 +1,6 @@
 //! Running the launcher as a user would: with arguments, an environment, input, with or without a terminal.
 
-use std::ffi::{OsStr, OsString};
+use std::ffi::OsStr;
 use std::io::{Read, Write};
 use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
@@ -13,6 +13,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
 use crate::internet::{Internet, Request};
+#[cfg(target_os = "linux")]
 use crate::pty::Pty;
 use crate::user::User;
 use crate::{SOON, wait_until};
@@ -96,7 +97,7 @@ impl Launch {
         self
     }
 
-    /// Its narration is also shown to whoever runs this program.
+    /// Its narration goes to whoever runs this program, instead of into what it came to.
     pub fn shown(mut self) -> Self {
         self.shown = true;
         self
@@ -110,24 +111,21 @@ impl Launch {
     /// Starts it without a terminal.
     pub fn start(mut self) -> Result<Running> {
         let stdin = if self.input.is_some() { Stdio::piped() } else { Stdio::null() };
-        self.command.stdin(stdin).stdout(Stdio::piped()).stderr(Stdio::piped());
+        let stderr = if self.shown { Stdio::inherit() } else { Stdio::piped() };
+        self.command.stdin(stdin).stdout(Stdio::piped()).stderr(stderr);
         let mut child = self.command.spawn().context("cannot start the launcher")?;
         if let (Some(input), Some(mut stdin)) = (self.input, child.stdin.take()) {
             thread::spawn(move || stdin.write_all(&input));
         }
-        let stdout = child.stdout.take().map(|pipe| collect(pipe, false));
-        let stderr = child.stderr.take().map(|pipe| collect(pipe, self.shown));
+        let stdout = child.stdout.take().map(collect);
+        let stderr = child.stderr.take().map(collect);
         Ok(Running { child, stdout, stderr, started: Instant::now(), limit: self.limit })
     }
 
     /// Starts it on a terminal of its own.
+    #[cfg(target_os = "linux")]
     pub fn start_on_terminal(self) -> Result<Pty> {
-        Pty::start(&self.command, self.user.uid)
-    }
-
-    /// The words of the command line, for a person.
-    pub fn words(&self) -> Vec<OsString> {
-        std::iter::once(self.command.get_program()).chain(self.command.get_args()).map(OsStr::to_owned).collect()
+        Pty::start(&self.command, self.user)
     }
 }
 
@@ -184,17 +182,12 @@ impl Running {
     }
 }
 
-/// Reads a pipe to its end, and shows what comes.
-fn collect(mut pipe: impl Read + Send + 'static, shown: bool) -> JoinHandle<String> {
+/// Reads a pipe to its end.
+fn collect(mut pipe: impl Read + Send + 'static) -> JoinHandle<String> {
     thread::spawn(move || {
-        let (mut all, mut buffer) = (Vec::new(), [0; 8192]);
-        while let Ok(read @ 1..) = pipe.read(&mut buffer) {
-            all.extend_from_slice(&buffer[..read]);
-            if shown {
-                let _ = std::io::stderr().write_all(&buffer[..read]);
-            }
-        }
-        String::from_utf8_lossy(&all).into_owned()
+        let mut bytes = Vec::new();
+        let _ = pipe.read_to_end(&mut bytes);
+        String::from_utf8_lossy(&bytes).into_owned()
     })
 }
 
@@ -209,7 +202,7 @@ impl Drop for Running {
 }
 
 fn text(reader: Option<JoinHandle<String>>) -> String {
-    reader.and_then(|reader| reader.join().ok()).unwrap_or_else(|| "[lost]".into())
+    reader.and_then(|reader| reader.join().ok()).unwrap_or_default()
 }
 
 /// The launcher that is tested.

@@ -1,13 +1,15 @@
 //! The end-to-end harness: the product as it is shipped, on a real engine, with `internet` in the place of the world outside.
 //!
 //! A `World` is one person's machine: a home folder, pi-docker's own folder, a repository, and an internet of its own. Everything
-//! it makes goes away with it, unless E2E_KEEP=1 is set.
+//! it makes goes away with it, unless E2E_KEEP=1 is set. E2E_LAUNCHER names another launcher than the one that was built in the
+//! clone; PI_DOCKER_IMAGE and PI_DOCKER_PROXY_IMAGE name other images.
 
 pub mod ca;
 pub mod docker;
 pub mod evidence;
 pub mod internet;
 pub mod launch;
+#[cfg(target_os = "linux")]
 pub mod pty;
 pub mod session;
 pub mod user;

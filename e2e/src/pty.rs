@@ -15,6 +15,7 @@ use nix::fcntl::OFlag;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::pty::{grantpt, posix_openpt, ptsname_r, unlockpt};
 
+use crate::user::User;
 use crate::wait_until;
 
 type Screen = Arc<Mutex<Vec<u8>>>;
@@ -30,8 +31,8 @@ pub struct Pty {
 
 impl Pty {
     /// Starts a command, as it is but for its standard streams, in a session of its own on a new terminal.
-    pub(crate) fn start(command: &Command, uid: u32) -> Result<Self> {
-        let (keyboard, slave) = open_terminal(uid).context("cannot open a terminal")?;
+    pub(crate) fn start(command: &Command, user: User) -> Result<Self> {
+        let (keyboard, slave) = open_terminal(user.uid).context("cannot open a terminal")?;
         let terminal = || -> Result<Stdio> { Ok(slave.try_clone()?.into()) };
         // setsid makes the terminal the controlling one and becomes the command.
         let mut session = Command::new("setsid");

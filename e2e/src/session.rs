@@ -48,6 +48,17 @@ impl Session {
         inspect(&self.agent)
     }
 
+    /// The addresses of the session's containers, on every network they are on.
+    pub fn addresses(&self) -> Result<Vec<String>> {
+        let mut addresses = Vec::new();
+        for container in [&self.agent, &self.proxy] {
+            let networks = inspect(container)?["NetworkSettings"]["Networks"].clone();
+            let networks = networks.as_object().context("a container without networks")?;
+            addresses.extend(networks.values().filter_map(|network| Some(network["IPAddress"].as_str()?.to_owned())));
+        }
+        Ok(addresses)
+    }
+
     /// The process id, on the host, of the container's first process.
     pub fn pid(&self) -> Result<u64> {
         self.inspect_agent()?["State"]["Pid"].as_u64().context("the agent's container has no process")

@@ -24,8 +24,6 @@ use crate::{SOON, wait_until};
 /// The repository on GitHub.
 pub const REPO: &str = "octo/app";
 
-/// A file that whoever builds images holds a lock on.
-const LOCK: &str = "pi-docker-e2e-images.lock";
 const BUILD: Duration = Duration::from_secs(30 * 60);
 
 pub struct World {
@@ -105,11 +103,8 @@ impl World {
         static DONE: Mutex<bool> = Mutex::new(false);
         let mut done = DONE.lock().unwrap_or_else(PoisonError::into_inner);
         if !*done && !self.images_are_current()? {
-            let lock = fs::OpenOptions::new()
-                .create(true)
-                .truncate(false)
-                .write(true)
-                .open(std::env::temp_dir().join(LOCK))?;
+            let path = std::env::temp_dir().join(format!("pi-docker-e2e-{}.lock", nix::unistd::getuid()));
+            let lock = fs::OpenOptions::new().create(true).truncate(false).write(true).open(path)?;
             lock.lock().context("cannot wait for others that build the images")?;
             if !self.images_are_current()? {
                 eprintln!("building the images ...");

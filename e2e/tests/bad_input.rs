@@ -4,9 +4,10 @@ use std::fs;
 use std::path::Path;
 
 use anyhow::Result;
-use e2e::World;
 use e2e::docker::docker;
+use e2e::internet::IMAGE;
 use e2e::launch::Launch;
+use e2e::{SOON, World};
 
 /// Runs what must be refused: one line that says `why`, a status that is not 0, nothing started, nothing left.
 fn refused(world: &World, launch: Launch, why: &str) -> Result<()> {
@@ -50,7 +51,7 @@ fn what_cannot_work_is_refused_with_the_reason_and_nothing_is_started_or_lost() 
 /// Gives the repository to another user, also where the tests are not run by root.
 fn own(world: &World, owner: &str) -> Result<()> {
     let mount = format!("--volume={}:/repository", world.repo.display());
-    docker(["run", "--rm", &mount, "pi-docker-e2e-internet", "chown", "-R", owner, "/repository"]).map(drop)
+    docker(["run", "--rm", &mount, IMAGE, "chown", "-R", owner, "/repository"]).map(drop)
 }
 
 #[test]
@@ -61,6 +62,26 @@ fn without_a_terminal_a_question_is_an_error_that_says_how_to_answer_it() -> Res
     assert!(ran.stderr.contains("No GitHub token") && ran.stderr.contains("--yes"), "{}", ran.stderr);
     assert!(world.internet.requests()?.is_empty());
     world.pi_docker().without("PI_GH_TOKEN").args(["-p", "hello"]).run()?.expect(0)?;
+    Ok(())
+}
+
+#[test]
+fn on_a_terminal_the_question_is_asked_and_only_a_yes_goes_on() -> Result<()> {
+    let world = World::new("tools")?;
+    let ask =
+        || world.bare_pi_docker().without("PI_GH_TOKEN").args(["-p", "hello from a terminal"]).start_on_terminal();
+    for answer in ["n\n", "\n"] {
+        let mut terminal = ask()?;
+        terminal.expect("Go on without GitHub?", SOON)?;
+        terminal.type_in(answer)?;
+        assert_eq!(terminal.finish(SOON)?.code(), Some(1));
+    }
+    assert!(world.internet.requests()?.is_empty());
+    let mut terminal = ask()?;
+    terminal.expect("Go on without GitHub?", SOON)?;
+    terminal.type_in("y\n")?;
+    assert_eq!(terminal.finish(SOON)?.code(), Some(0));
+    assert_eq!(world.internet.model()?.len(), 1);
     Ok(())
 }
 

@@ -9,6 +9,7 @@ use std::thread;
 
 use anyhow::{Context, Result};
 use e2e::docker::{docker, inspect};
+use e2e::internet::IMAGE;
 use e2e::launch::Running;
 use e2e::session::Session;
 use e2e::{SOON, World, wait_until};
@@ -146,17 +147,7 @@ fn services_of_the_host_are_out_of_reach() -> Result<()> {
     let network = format!("{}-plain", held.world.internet.network());
     docker(["network", "create", "--internal", "--label", &format!("pi-docker-e2e={}", std::process::id()), &network])?;
     let gateway = gateway(&network)?;
-    let said = docker([
-        "run",
-        "--rm",
-        "--network",
-        &network,
-        "--entrypoint",
-        "bash",
-        "pi-docker-agent",
-        "-c",
-        &visit(&gateway),
-    ]);
+    let said = docker(["run", "--rm", "--network", &network, IMAGE, "bash", "-c", &visit(&gateway)]);
     docker(["network", "rm", &network])?;
     assert_eq!(said?.trim(), "the host");
     let before = visits.load(Ordering::Relaxed);

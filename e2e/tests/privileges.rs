@@ -81,14 +81,16 @@ fn files_belong_to_the_user_and_the_repository_has_none_it_did_not_ask_for() -> 
 fn nothing_outside_the_workspace_home_and_tmp_can_be_written() -> Result<()> {
     let world = World::new("tools")?;
     let said = world.agent_sh(
-        "for dir in / /usr/local/bin /etc /defaults /run /run/pi-docker /opt /workspace /home/pi /tmp; do
+        "grep -q ' / [^ ]* ro[ ,]' /proc/mounts && echo 'root ro'
+         for dir in / /usr/local/bin /etc /defaults /run /run/pi-docker /opt /workspace /home/pi /tmp; do
            if touch $dir/x 2>/dev/null; then echo \"$dir yes\"; rm $dir/x; else echo \"$dir no\"; fi
          done",
     )?;
-    for (dir, answer) in said.trim().lines().filter_map(|line| line.split_once(' ')) {
+    assert!(said.starts_with("root ro\n"), "{said}");
+    for (dir, answer) in said.trim().lines().skip(1).filter_map(|line| line.split_once(' ')) {
         let writable = ["/workspace", "/home/pi", "/tmp"].contains(&dir);
         assert_eq!(answer, if writable { "yes" } else { "no" }, "{dir}");
     }
-    assert_eq!(said.trim().lines().count(), 10, "{said}");
+    assert_eq!(said.trim().lines().count(), 11, "{said}");
     Ok(())
 }

@@ -3,6 +3,7 @@
 use anyhow::Result;
 use e2e::World;
 use e2e::docker::docker;
+use e2e::internet::IMAGE;
 
 #[test]
 fn the_internet_is_there_under_its_names_and_says_what_it_was_asked() -> Result<()> {
@@ -11,7 +12,7 @@ fn the_internet_is_there_under_its_names_and_says_what_it_was_asked() -> Result<
     let git = |url: &str| {
         let (network, dns) = (world.internet.network(), world.internet.address.as_str());
         let run = ["run", "--rm", "--network", network, "--dns", dns, &ca, "--env", "GIT_SSL_CAINFO=/ca.pem"];
-        docker(run.into_iter().chain(["pi-docker-e2e-internet", "git", "ls-remote", url]))
+        docker(run.into_iter().chain([IMAGE, "git", "ls-remote", url]))
     };
     let refs = git(&format!("https://x:{}@github.com/octo/app", world.token))?;
     assert!(refs.contains("refs/heads/main"), "{refs}");

@@ -51,6 +51,13 @@ fn two_subagents_work_at_once_and_each_opens_a_pull_request_with_exactly_its_fil
     let strays = world.internet.strays()?;
     assert!(strays.is_empty(), "{strays:?}");
 
+    // No secret went anywhere but into a header: not to the model, not into a commit, a pull request or what was printed.
+    let bodies: Vec<_> = world.internet.requests()?.into_iter().map(|request| request.body.to_string()).collect();
+    assert!(!bodies.iter().any(|body| body.contains("[secret]")), "{bodies:#?}");
+    let said = [ran.stdout, ran.stderr, squid.join("\n"), world.github_git(["log", "--all", "--patch"])?].concat();
+    assert!(said.contains("+export function validate"), "{said}");
+    assert!(!said.contains(&world.token) && !said.contains(&world.key), "{said}");
+
     // Nothing is left: no credential, no container, no file.
     assert_eq!(fs::read_to_string(world.auth_json())?, "{}");
     assert_eq!(world.leftovers()?, Vec::<String>::new());

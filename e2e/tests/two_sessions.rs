@@ -22,6 +22,9 @@ fn two_sessions_in_one_repository_do_not_disturb_each_other() -> Result<()> {
     let reach = |name: &str| two.sh(&format!("timeout 3 bash -c '</dev/tcp/{name}/3128'"));
     assert!(reach("proxy")?.0);
     assert!(!reach(&one.proxy)?.0);
+    for address in one.addresses()? {
+        assert!(!reach(&address)?.0, "{address}");
+    }
     assert!(!two.sh(&format!("getent hosts {}", one.agent))?.0);
 
     // The first one ends; the second one goes on, with its proxy.

@@ -86,6 +86,10 @@ fn narration(request: &Request) -> Option<String> {
     let line = match (request.host.as_str(), request.method.as_str()) {
         ("api.anthropic.com", _) if rule == "orchestrator" => "pi asks the model".to_owned(),
         ("api.anthropic.com", _) if request.status == 200 => format!("subagent '{rule}' asks the model"),
+        // It cannot succeed, and how it fails tells what the token may do.
+        ("api.github.com", "POST") if request.status == 422 && text(request, "head").is_empty() => {
+            "a subagent asks GitHub whether the token may open pull requests: it may".to_owned()
+        }
         ("api.github.com", "POST") if request.status == 201 => {
             format!("a pull request is opened: {} <- {}", text(request, "base"), text(request, "head"))
         }

@@ -59,3 +59,26 @@ fn reply(query: &[u8], kind: u16, answer: Ipv4Addr) -> Vec<u8> {
     }
     packet
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_a_query_gets_the_address_and_any_other_nothing() {
+        let query = b"\x12\x34\x01\0\0\x01\0\0\0\0\0\x01\x01a\x07example\0\0\x01\0\x01more";
+        let (name, kind, end) = question(query).unwrap();
+        assert_eq!((name.as_str(), kind, end), ("a.example", TYPE_A, query.len() - 4));
+        let said = reply(&query[..end], kind, Ipv4Addr::new(192, 88, 99, 2));
+        assert_eq!(said[..12], *b"\x12\x34\x85\x80\0\x01\0\x01\0\0\0\0");
+        assert_eq!(said[said.len() - 4..], [192, 88, 99, 2]);
+        assert_eq!(reply(&query[..end], 28, Ipv4Addr::LOCALHOST).len(), end);
+    }
+
+    #[test]
+    fn what_is_no_question_is_left_alone() {
+        for packet in [&b""[..], b"\0\0\0\0\0\0\0\0\0\0\0\0\x3fabc", b"\0\0\0\0\0\0\0\0\0\0\0\0\xc0\x0c\0\x01\0\x01"] {
+            assert!(question(packet).is_none());
+        }
+    }
+}

@@ -268,3 +268,35 @@ fn faulty(reply: Reply) -> Response<Body> {
         Reply::NotFound | Reply::Cut | Reply::Lost | Reply::Stall => say(not_found()),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_list_is_filtered_by_head_base_and_state() {
+        let pull = Pull {
+            number: 1,
+            repo: "octo/app".into(),
+            head: "subagent/x".into(),
+            base: "feature/api".into(),
+            title: String::new(),
+            body: None,
+            draft: false,
+            state: "open".into(),
+            url: String::new(),
+            labels: Vec::new(),
+        };
+        for query in ["", "state=all", "head=octo%3Asubagent%2Fx&base=feature/api&state=open&per_page=1"] {
+            assert!(listed(&pull, query), "{query}");
+        }
+        for query in ["state=closed", "head=subagent/x", "head=other:subagent/x", "base=main", "head=octo:x"] {
+            assert!(!listed(&pull, query), "{query}");
+        }
+    }
+
+    #[test]
+    fn percent_signs_are_undone_and_a_bad_one_stays() {
+        assert_eq!(decode("a%2Fb+c%zz%"), "a/b c%zz%");
+    }
+}

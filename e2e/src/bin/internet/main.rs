@@ -59,7 +59,14 @@ fn main() -> ExitCode {
     }
 }
 
+const USAGE: &str =
+    "usage: internet SCENARIO CA_DIR REPOS RECORD_DIR [--listen ADDR:PORT] [--dns ANSWER] [--trap PORT]...";
+
 fn start() -> Result<()> {
+    if std::env::args().nth(1).as_deref() == Some("--help") {
+        println!("{USAGE}");
+        return Ok(());
+    }
     let options = parse(std::env::args().skip(1))?;
     tokio::runtime::Runtime::new()?.block_on(serve(options))
 }
@@ -79,7 +86,7 @@ fn parse(args: impl Iterator<Item = String>) -> Result<Options> {
         }
     }
     let Ok([scenario, ca, repos, record]) = <[PathBuf; 4]>::try_from(paths) else {
-        bail!("usage: internet SCENARIO CA_DIR REPOS RECORD_DIR [--listen ADDR:PORT] [--dns ANSWER] [--trap PORT]...");
+        bail!("{USAGE}");
     };
     Ok(Options { scenario, ca, repos, record, listen, dns, traps })
 }

@@ -178,3 +178,55 @@ impl Pace {
         Ok(())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn scenario() -> Scenario {
+        let text = json!({ "rules": [
+            { "name": "sh", "when": { "starts": "sh: " }, "steps": [
+                { "tools": [{ "name": "bash", "input": { "command": "{{rest}}", "list": ["{{user}}", 1] } }] },
+                { "text": "{{result}} / {{pulls}} / {{nonsense}} / {{" },
+            ] },
+            { "name": "any", "steps": [{ "text": "{{user}}" }] },
+        ] });
+        serde_json::from_value(text).unwrap()
+    }
+
+    fn call() -> Value {
+        json!({ "role": "assistant", "content": [{ "type": "tool_use", "id": "a", "name": "bash", "input": {} }] })
+    }
+
+    #[test]
+    fn the_last_text_of_the_user_finds_the_rule_and_the_answers_since_are_the_step() {
+        let mut talk = vec![json!({ "role": "user", "content": "hello" }), json!({ "role": "system", "content": [] })];
+        assert_eq!(next(&scenario(), &talk).unwrap().step.text, "hello");
+        talk.push(json!({ "role": "assistant", "content": [{ "type": "text", "text": "hello" }] }));
+        assert!(next(&scenario(), &talk).is_err_and(|why| why == "rule 'any' has no step 1"));
+        talk.push(json!({ "role": "user", "content": [{ "type": "text", "text": "sh: ls {{x}}" }] }));
+        let turn = next(&scenario(), &talk).unwrap();
+        assert_eq!((turn.rule.as_str(), turn.index), ("sh", 0));
+        let input = Value::Object(turn.step.tools[0].input.clone());
+        assert_eq!(input, json!({ "command": "ls {{x}}", "list": ["sh: ls {{x}}", 1] }));
+    }
+
+    #[test]
+    fn a_result_is_found_before_a_message_of_the_system() {
+        let result = json!([
+            { "type": "tool_result", "tool_use_id": "a", "content": "see (https://github.com/o/r/pull/1)," },
+            { "type": "tool_result", "tool_use_id": "b", "content": [{ "type": "text", "text": "two" }] },
+        ]);
+        let talk = [
+            json!({ "role": "user", "content": "sh: ls" }),
+            call(),
+            json!({ "role": "user", "content": result }),
+            json!({ "role": "system", "content": [] }),
+        ];
+        let said = next(&scenario(), &talk).unwrap().step.text;
+        let pull = "https://github.com/o/r/pull/1";
+        assert_eq!(said, format!("see ({pull}),\ntwo / {pull} / [no such placeholder: nonsense] / {{{{"));
+    }
+}

@@ -81,3 +81,16 @@ fn pieces(text: &str) -> Vec<&str> {
     pieces.push(left);
     pieces
 }
+
+#[cfg(test)]
+mod tests {
+    use super::pieces;
+
+    #[test]
+    fn pieces_make_the_whole_again() {
+        for text in ["", "short", &"größe 日本 🦀 ".repeat(20)] {
+            assert_eq!(pieces(text).concat(), *text);
+        }
+        assert!(pieces(&"x".repeat(100)).len() > 1);
+    }
+}
