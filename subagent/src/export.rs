@@ -32,14 +32,15 @@ const LONGEST_POINTER: u64 = 1024;
 
 /// Writes the export of the repository that `workspace` belongs to. `full`: all history, not only what the host has not.
 pub(crate) fn export(workspace: &Path, full: bool, out: &mut impl Write) -> io::Result<()> {
-    let found = Git { dir: None, work_tree: workspace.to_owned() }.line(&["rev-parse", "--absolute-git-dir"])?;
+    let found =
+        Git { dir: None, work_tree: workspace.to_owned(), index: None }.line(&["rev-parse", "--absolute-git-dir"])?;
     let git_dir = PathBuf::from(found.ok_or_else(|| fail("no git repository is here"))?);
     let mut repositories = vec![(String::new(), git_dir.clone())];
     find_modules(&git_dir.join("modules"), String::new(), &mut repositories);
     writeln!(out, "{}", json!({ "pi-export": 1 }))?;
     let mut said = serde_json::Map::new();
     for (key, dir) in repositories {
-        let git = Git { dir: Some(dir.clone()), work_tree: workspace.to_owned() };
+        let git = Git { dir: Some(dir.clone()), work_tree: workspace.to_owned(), index: None };
         let repository = Repository { have: Have::read(&dir, full), git, dir, key: key.clone() };
         said.insert(key, repository.export(out)?);
     }
@@ -94,6 +95,9 @@ impl Have {
     }
 }
 
+/// A name and the object that it points to.
+type Named = (String, String);
+
 struct Repository {
     key: String,
     dir: PathBuf,
@@ -132,7 +136,7 @@ impl Repository {
     }
 
     /// The names that point to something else than at the start, and those that only the private side needs.
-    fn wishes(&self, head: &Value) -> io::Result<(BTreeMap<String, String>, Vec<(String, String)>)> {
+    fn wishes(&self, head: &Value) -> io::Result<(BTreeMap<String, String>, Vec<Named>)> {
         let mut wishes = BTreeMap::new();
         let mut wish = |name: String, oid: &str| {
             if !self.have.named.contains(&(name.clone(), oid.to_owned())) {
@@ -167,8 +171,9 @@ impl Repository {
                 wish(format!("stash/{number}"), oid);
             }
         }
-        let mut keep: Vec<(String, String)> = Vec::new();
-        for (name, oid) in refs.iter().filter(|(name, _)| name.starts_with("refs/pi-subagent/")) {
+        let ours = ["refs/pi-subagent/", "refs/pi/refused/"];
+        let mut keep: Vec<Named> = Vec::new();
+        for (name, oid) in refs.iter().filter(|(name, _)| ours.iter().any(|space| name.starts_with(space))) {
             keep.push(((*name).to_owned(), (*oid).to_owned()));
         }
         for worktree in self.git.run(&["worktree", "list", "--porcelain"])?.split("\n\n").skip(1) {
@@ -191,24 +196,30 @@ impl Repository {
 
     /// What is staged, as a commit, if neither a commit nor the files hold it.
     fn staged(&self) -> io::Result<Option<String>> {
-        let (Some(tree), Some(head)) =
-            (self.git.line(&["write-tree"])?, self.git.line(&["rev-parse", "-q", "--verify", "HEAD"])?)
-        else {
-            return Ok(None);
-        };
-        if self.have.index.as_ref() == Some(&tree)
-            || self.git.line(&["rev-parse", "HEAD^{tree}"])?.as_ref() == Some(&tree)
-        {
+        // A copy: the agent's own git may be at work, and must not find its index locked.
+        let copy = self.dir.join(format!("pi-index-{}", std::process::id()));
+        fs::copy(self.dir.join("index"), &copy)?;
+        let git = Git { index: Some(copy.clone()), ..self.git.clone() };
+        let staged = self.staged_in(&git);
+        let _ = fs::remove_file(copy);
+        staged
+    }
+
+    fn staged_in(&self, git: &Git) -> io::Result<Option<String>> {
+        let head = git.line(&["rev-parse", "-q", "--verify", "HEAD"])?;
+        let (Some(tree), Some(head)) = (git.line(&["write-tree"])?, head) else { return Ok(None) };
+        let committed = git.line(&["rev-parse", "-q", "--verify", "HEAD^{tree}"])?;
+        if self.have.index.as_ref() == Some(&tree) || committed.as_ref() == Some(&tree) {
             return Ok(None);
         }
-        let _ = self.git.line(&["update-index", "-q", "--refresh"])?;
-        let staged = self.git.run(&["diff-index", "--cached", "--name-only", "-z", "HEAD", "--"])?;
-        let changed = self.git.run(&["diff-files", "--name-only", "-z", "--ignore-submodules"])?;
+        let _ = git.line(&["update-index", "-q", "--refresh"])?;
+        let staged = git.run(&["diff-index", "--cached", "--name-only", "-z", "HEAD", "--"])?;
+        let changed = git.run(&["diff-files", "--name-only", "-z", "--ignore-submodules"])?;
         let changed: BTreeSet<&str> = changed.split('\0').filter(|path| !path.is_empty()).collect();
         if !staged.split('\0').any(|path| changed.contains(path)) {
             return Ok(None);
         }
-        self.git.line(&["commit-tree", "-p", &head, "-m", "staged, not committed", &tree])
+        git.line(&["commit-tree", "-p", &head, "-m", "staged, not committed", &tree])
     }
 
     /// Those of these objects that can be read here: the host may have removed one meanwhile.
@@ -236,11 +247,13 @@ impl Repository {
         let mut child = self.git.spawn(&args)?;
         let mut stdin = child.stdin.take().ok_or_else(|| fail("git has no input"))?;
         let mut stdout = child.stdout.take().ok_or_else(|| fail("git has no output"))?;
+        let mut stderr = child.stderr.take().ok_or_else(|| fail("git has no output"))?;
         let input = revisions(wishes.values(), have);
         writeln!(out, "{}", json!({ "pack": self.key }))?;
         std::thread::scope(|scope| {
             // If git stops early its status says so.
             scope.spawn(move || _ = stdin.write_all(input.as_bytes()));
+            scope.spawn(move || _ = io::copy(&mut stderr, &mut io::sink()));
             write_pieces(&mut stdout, out)
         })?;
         let done = finish(child).is_ok();
@@ -300,10 +313,13 @@ fn write_pieces(from: &mut impl Read, out: &mut impl Write) -> io::Result<()> {
     }
 }
 
+#[derive(Clone)]
 struct Git {
     /// `None`: git looks for it.
     dir: Option<PathBuf>,
     work_tree: PathBuf,
+    /// Another file than its own as the index.
+    index: Option<PathBuf>,
 }
 
 impl Git {
@@ -317,6 +333,9 @@ impl Git {
         }
         if let Some(dir) = &self.dir {
             command.env("GIT_DIR", dir);
+        }
+        if let Some(index) = &self.index {
+            command.env("GIT_INDEX_FILE", index);
         }
         SETTINGS.iter().for_each(|setting| _ = command.args(["-c", setting]));
         command.args(args).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn()

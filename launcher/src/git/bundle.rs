@@ -80,6 +80,9 @@ struct Line {
     end: Option<BTreeMap<String, Said>>,
 }
 
+/// Offset and length of each, and the sum.
+type Pieces = (Vec<(u64, u32)>, u64);
+
 const LONGEST_LINE: u64 = 64 << 20;
 const VOID: u32 = u32::MAX;
 const MOST_SECTIONS: usize = 100_000;
@@ -157,24 +160,24 @@ fn read_frame(reader: &mut (impl BufRead + Seek), length: u64) -> Result<(Vec<Se
             (None, Some(oid)) if is_oid(&oid) && oid.len() == 64 => (line.repository, Kind::Lfs(oid)),
             _ => bail!("a part of it is of an unknown kind"),
         };
-        let (pieces, size, void) = read_pieces(reader, length)?;
         if sections.len() >= MOST_SECTIONS {
             bail!("it has too many parts");
         }
-        if !void {
+        if let Some((pieces, size)) = read_pieces(reader, length)? {
             sections.push(Section { repository: kind.0, kind: kind.1, size, pieces });
         }
     }
 }
 
-fn read_pieces(reader: &mut (impl BufRead + Seek), length: u64) -> Result<(Vec<(u64, u32)>, u64, bool)> {
+/// Where each piece of a part is, and how much there is. `None` if the part is void.
+fn read_pieces(reader: &mut (impl BufRead + Seek), length: u64) -> Result<Option<Pieces>> {
     let (mut pieces, mut size) = (Vec::new(), 0);
     loop {
         let mut number = [0; 4];
         reader.read_exact(&mut number).context("it ends too early")?;
         let piece = u32::from_be_bytes(number);
         if piece == 0 || piece == VOID {
-            return Ok((pieces, size, piece == VOID));
+            return Ok((piece == 0).then_some((pieces, size)));
         }
         let at = reader.stream_position()?;
         if at + u64::from(piece) > length {

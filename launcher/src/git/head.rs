@@ -89,6 +89,8 @@ impl Checkout<'_> {
     fn rewritten(&self, from: Option<&str>, to: &str) -> Result<PathBuf> {
         let new = self.new_index();
         let _ = fs::remove_file(&new);
+        // Left by a git that was killed: nobody else uses this name, and launchers wait for each other.
+        let _ = fs::remove_file(new.with_extension("lock"));
         let git = self.git.with_index(&new);
         let modified = copy_with_time(&self.index(), &new, self.site.owner).context("cannot copy the index")?;
         let changes = changes(self.git, from, to)?;
@@ -108,25 +110,25 @@ impl Checkout<'_> {
 
     fn take_over(&self, git: &Git, changes: &BTreeMap<Vec<u8>, Change>) -> Result<()> {
         let entries = entries(git, changes)?;
-        let mut untouched = None;
+        let mut at_start = None;
         let (mut removals, mut additions, mut hidden) = (Vec::new(), Vec::new(), Vec::new());
         for (path, change) in changes {
             let entry = entries.get(path);
             let now = entry.map(|e| (e.mode.as_str(), e.oid.as_str()));
-            if now == change.new() {
+            if now == change.after() {
                 continue;
             }
-            if now != change.old() {
+            if now != change.before() {
                 // Staged by the user. If that was before the session, the agent had it too and went on from there.
-                let untouched = match untouched {
-                    Some(untouched) => untouched,
-                    None => *untouched.insert(self.index_is_as_at_the_start(git)?),
+                let at_start = match &at_start {
+                    Some(at_start) => at_start,
+                    None => at_start.insert(self.staged_at_start(changes)?),
                 };
-                if !untouched {
+                if at_start.get(path).map(|(mode, oid)| (mode.as_str(), oid.as_str())) != now {
                     continue;
                 }
             }
-            match change.new() {
+            match change.after() {
                 None => removals.extend([b"0 ", change.null().as_bytes(), b"\t", path, b"\0"].concat()),
                 Some((mode, oid)) => {
                     additions.extend([mode.as_bytes(), b" ", oid.as_bytes(), b"\t", path, b"\0"].concat());
@@ -146,9 +148,22 @@ impl Checkout<'_> {
         Ok(())
     }
 
-    fn index_is_as_at_the_start(&self, git: &Git) -> Result<bool> {
-        let Some(tree) = git.ask(&["write-tree", "--missing-ok"])? else { return Ok(false) };
-        Ok(self.known.index_tree.as_deref() == Some(String::from_utf8_lossy(&tree).trim()))
+    /// Mode and object of these paths in the index as the session found it.
+    fn staged_at_start(&self, changes: &BTreeMap<Vec<u8>, Change>) -> Result<BTreeMap<Vec<u8>, (String, String)>> {
+        let Some(tree) = &self.known.index_tree else { return Ok(BTreeMap::new()) };
+        let output = self.git.run(&["ls-tree", "-r", "-z", "--full-tree", tree])?;
+        let mut staged = BTreeMap::new();
+        for record in output.split(|&b| b == 0) {
+            let Some(tab) = record.iter().position(|&b| b == b'\t') else { continue };
+            let path = &record[tab + 1..];
+            if let (true, [mode, _, oid]) = (
+                changes.contains_key(path),
+                &String::from_utf8_lossy(&record[..tab]).split(' ').collect::<Vec<_>>()[..],
+            ) {
+                staged.insert(path.to_owned(), ((*mode).to_owned(), (*oid).to_owned()));
+            }
+        }
+        Ok(staged)
     }
 
     fn tree_lacks(&self, path: &[u8]) -> bool {
@@ -238,11 +253,13 @@ struct Change {
 }
 
 impl Change {
-    fn old(&self) -> Option<(&str, &str)> {
+    /// Mode and object before; `None` if the path was not there.
+    fn before(&self) -> Option<(&str, &str)> {
         (self.old.0 != "000000").then_some((&self.old.0, &self.old.1))
     }
 
-    fn new(&self) -> Option<(&str, &str)> {
+    /// The same after.
+    fn after(&self) -> Option<(&str, &str)> {
         (self.new.0 != "000000").then_some((&self.new.0, &self.new.1))
     }
 

@@ -1,26 +1,36 @@
 //! After a session, or while one runs: what its container handed out becomes the host's. Large files first, then objects, then names: what
 //! cannot land where it belongs is set aside, what is dangerous is refused and stays on the private side. Doing it twice changes nothing.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::path::Path;
 
 use anyhow::{Result, bail};
 
+use super::Site;
 pub(crate) use super::bundle::Limits;
-use super::bundle::{Bundle, Kind, Said};
-use super::check::{self, LinkState};
+use super::bundle::{Bundle, Said};
+use super::closing::close;
 use super::head::{self, Checkout};
+use super::intake::Intake;
 use super::landing::{self, Host, Verdict, Wish};
 use super::ledger::{Known, Ledger, lock};
-use super::refs::{self, Head, KEEP, Ref, is_oid, is_ref_name};
-use super::report::{ImportReport, Landed, RepositoryReport, printable};
+use super::refs::{self, Head, Ref, is_oid, is_ref_name};
+use super::report::{ImportReport, Landed, RepositoryReport};
 use super::repository::Repository;
 use super::run::Git;
-use super::{Site, pin, settings};
 
 /// Takes what a container handed out. The file is the container's standard output; a part of one is an error, and changes nothing.
 /// With no other session running, this also ends the session for the private side: what only it still has is remembered.
 pub(crate) fn import(site: &Site, bundle: &Path, limits: &Limits) -> Result<ImportReport> {
+    take(site, bundle, limits, true)
+}
+
+/// The same for a session that goes on: its commits have still to be fetched at its end.
+pub(crate) fn import_running(site: &Site, bundle: &Path, limits: &Limits) -> Result<ImportReport> {
+    take(site, bundle, limits, false)
+}
+
+fn take(site: &Site, bundle: &Path, limits: &Limits, over: bool) -> Result<ImportReport> {
     let _lock = lock(site)?;
     let mut ledger = Ledger::load(site.state)?;
     if ledger.repositories.is_empty() {
@@ -32,68 +42,26 @@ pub(crate) fn import(site: &Site, bundle: &Path, limits: &Limits) -> Result<Impo
     // Submodules before what they are in, whose commits may link to theirs.
     let keys: Vec<String> = ledger.repositories.keys().rev().cloned().collect();
     for key in keys {
-        if let Some(said) = bundle.said.get(&key) {
-            let landed = Import { site, key: &key, bundle: &bundle, said, limits }.run(&mut ledger)?;
-            let path = ledger.repositories.get(&key).map(|known| known.path.clone()).unwrap_or_default();
-            report.repositories.push(RepositoryReport { path, landed });
-        }
+        let path = ledger.repositories.get(&key).map(|known| known.path.clone()).unwrap_or_default();
+        let landed = match bundle.said.get(&key) {
+            Some(said) => Import { site, key: &key, bundle: &bundle, said, limits }.run(&mut ledger)?,
+            None if key.is_empty() => {
+                bail!("cannot fetch the session's commits: the container says nothing about the repository")
+            }
+            None => {
+                vec![Landed::Refused { name: key, why: "the container hands out nothing of this submodule".to_owned() }]
+            }
+        };
+        report.repositories.push(RepositoryReport { path, landed });
     }
-    if !site.others_live {
+    if over && !site.others_live {
         close(site, &bundle, &report, &mut ledger)?;
     }
-    ledger.open.retain(|session| session != site.session);
+    if over {
+        ledger.open.retain(|session| session != site.session);
+    }
     ledger.save(site)?;
     Ok(report)
-}
-
-/// Remembers what only the private side has, and lets go of what was pinned if that is nothing.
-fn close(site: &Site, bundle: &Bundle, report: &ImportReport, ledger: &mut Ledger) -> Result<()> {
-    let refused = report.has_refusals();
-    let pins = ledger.pins.clone();
-    let mut still_needed = refused;
-    for (key, known) in &mut ledger.repositories {
-        let Some(said) = bundle.said.get(key) else { continue };
-        let kept = said.keep.iter().take(1000).filter(|(name, oid)| {
-            is_oid(oid)
-                && is_ref_name(name)
-                && (name.starts_with("refs/heads/") || name.starts_with("refs/pi-subagent/"))
-        });
-        let mut retained: BTreeMap<String, String> = kept.cloned().collect();
-        retained.extend(
-            known
-                .retained
-                .iter()
-                .filter(|(name, _)| name.starts_with("refs/pi/refused/"))
-                .map(|(n, o)| (n.clone(), o.clone())),
-        );
-        let landed = report.repositories.iter().find(|r| r.path == known.path).map(|r| &r.landed);
-        for name in landed
-            .into_iter()
-            .flatten()
-            .filter_map(|l| if let Landed::Refused { name, .. } = l { Some(name) } else { None })
-        {
-            let oid = said.refs.iter().find(|(said_name, _)| said_name == name).map(|(_, oid)| oid);
-            let place = format!("refs/pi/refused/{}/{}", site.session, name.strip_prefix("refs/").unwrap_or(name));
-            if let Some(oid) = oid.filter(|oid| is_oid(oid) && is_ref_name(&place)) {
-                retained.insert(place, oid.clone());
-            }
-        }
-        known.retained = retained;
-        if !refused {
-            let git = Git::new(&known.git_dir, site.env, site.owner);
-            let tips = pin::sort(&git, &known.retained.values().cloned().collect())?;
-            // The new pin before the old ones go: nothing is without one in between.
-            pin::pin(&git, site.session, &tips)?;
-            let needed = !tips.commits.is_empty();
-            let old: Vec<String> = pins.iter().filter(|pin| !(needed && *pin == site.session)).cloned().collect();
-            pin::unpin(&git, &old)?;
-            still_needed |= needed;
-        }
-    }
-    if !refused {
-        ledger.pins = if still_needed { vec![site.session.to_owned()] } else { Vec::new() };
-    }
-    Ok(())
 }
 
 /// The import of one repository.
@@ -112,8 +80,15 @@ impl Import<'_> {
             bail!("cannot fetch the session's commits: '{}' has gone", known.git_dir.display());
         }
         let git = Git::new(&known.git_dir, self.site.env, self.site.owner);
-        let mut landed = Vec::new();
-        let wishes = self.wishes(&git, &known, ledger, &mut landed)?;
+        let intake = Intake {
+            site: self.site,
+            key: self.key,
+            bundle: self.bundle,
+            limits: self.limits,
+            git: &git,
+            known: &known,
+        };
+        let (wishes, mut landed) = intake.take(self.said, ledger)?;
         if wishes.is_empty() && self.said.head == known.head {
             return Ok(landed);
         }
@@ -124,108 +99,51 @@ impl Import<'_> {
         let busy = self.busy(&known, &refs, &here);
         let host = Host { git: &git, refs: &refs, synced: &known.synced, busy: &busy };
 
-        let mut settled: BTreeSet<&str> = BTreeSet::new();
+        let mut stays = here.branch.as_deref();
+        let mut settled = None;
         let checkout = self.checkout(&known, &here, &wishes, &host)?;
-        let mut arrived = None;
         if let Some(to) = &checkout {
+            settled = to.branch.as_deref();
             match self.advance(&git, &known, &here, to, ledger)? {
-                Ok(mut moved) => {
-                    landed.append(&mut moved);
-                    settled.extend(
-                        wishes.iter().map(|w| w.name.as_str()).filter(|name| Some(*name) == to.branch.as_deref()),
-                    );
-                    arrived = Some(to.clone());
+                Ok(moved) => {
+                    landed.extend(moved);
+                    stays = None;
                 }
                 Err(why) => {
-                    let name = to.branch.as_deref().unwrap_or("HEAD");
-                    if let Some((name, aside)) = aside_of.get_key_value(name) {
-                        landed.push(Landed::Kept { name: (*name).to_owned(), at: (*aside).clone(), why });
-                        settled.insert(name);
-                    }
+                    let aside = settled.and_then(|name| aside_of.get(name));
+                    landed.extend(aside.map(|at| kept(settled.unwrap_or_default(), at, &why)));
                 }
             }
         }
         let mut to_land = Vec::new();
-        let mut needless = Vec::new();
-        for (wish, aside) in wishes.iter().zip(&asides) {
-            if settled.contains(wish.name.as_str()) {
-                continue;
-            }
-            let verdict = match wish.name.starts_with("refs/heads/") || wish.name.starts_with("refs/tags/") {
-                true if arrived.is_none() && here.branch.as_deref() == Some(&wish.name) => {
-                    self.judge_checked_out(wish, &host)?
-                }
-                true => host.judge(wish)?,
-                false => Verdict::Keep(reason_to_keep(&wish.name).to_owned()),
-            };
-            match verdict {
-                Verdict::Nothing => needless.push((aside.clone(), wish.oid.clone())),
+        for wish in wishes.iter().filter(|wish| settled != Some(&wish.name)) {
+            match self.judge(wish, stays, &host)? {
+                Verdict::Nothing => {}
                 Verdict::Make => to_land.push((wish.clone(), None)),
                 Verdict::Forward(from) => to_land.push((wish.clone(), Some(from))),
-                Verdict::Keep(why) => landed.push(Landed::Kept { name: wish.name.clone(), at: aside.clone(), why }),
+                Verdict::Keep(why) => landed.push(kept(&wish.name, aside_of[wish.name.as_str()], &why)),
             }
         }
         landed.extend(landing::land(&git, self.site.session, to_land, &|wish| aside_of[wish.name.as_str()].clone())?);
-        let kept = |name: &str| landed.iter().any(|l| matches!(l, Landed::Kept { name: n, .. } if n == name));
-        needless.extend(
-            wishes.iter().zip(&asides).filter(|(wish, _)| !kept(&wish.name)).map(|(w, a)| (a.clone(), w.oid.clone())),
-        );
-        needless.sort();
-        needless.dedup();
+        let is_kept = |name: &str| landed.iter().any(|l| matches!(l, Landed::Kept { name: n, .. } if n == name));
+        let needless = wishes.iter().zip(asides).filter(|(wish, _)| !is_kept(&wish.name));
+        let needless: Vec<(String, String)> = needless.map(|(wish, aside)| (aside, wish.oid.clone())).collect();
         landing::clear(&git, self.site.session, &needless)?;
         self.remember(&git, ledger)?;
         Ok(landed)
     }
 
-    /// The references that may be taken, their objects in the host's store; what may not is added to `landed`.
-    fn wishes(&self, git: &Git, known: &Known, ledger: &Ledger, landed: &mut Vec<Landed>) -> Result<Vec<Wish>> {
-        let mut refuse =
-            |name: &str, why: &str| landed.push(Landed::Refused { name: name.to_owned(), why: why.to_owned() });
-        for (name, why) in &self.said.failed {
-            refuse(name, &printable(why));
+    /// `stays` is the branch that the host's HEAD is on, if that did not move with its working tree: it must not move at all.
+    fn judge(&self, wish: &Wish, stays: Option<&str>, host: &Host) -> Result<Verdict> {
+        if !wish.name.starts_with("refs/heads/") && !wish.name.starts_with("refs/tags/") {
+            return Ok(Verdict::Keep(reason_to_keep(&wish.name).to_owned()));
         }
-        if self.said.refs.len() > self.limits.refs {
-            refuse(
-                "refs/heads",
-                &format!("{} references are more than the limit of {}", self.said.refs.len(), self.limits.refs),
-            );
-            return Ok(Vec::new());
-        }
-        let mut wishes: BTreeMap<&str, &str> = BTreeMap::new();
-        for (name, oid) in &self.said.refs {
-            match may_be_named(name) && is_oid(oid) {
-                true => _ = wishes.insert(name, oid),
-                false => refuse(name, "its name or its object's is not valid"),
+        Ok(match host.judge(wish)? {
+            Verdict::Forward(_) | Verdict::Make if stays == Some(&wish.name) => {
+                Verdict::Keep("it is checked out on the host, and the container was not on it".to_owned())
             }
-        }
-        for oid in super::lfs::store(self.bundle, self.key, known, self.site.owner)? {
-            refuse(&oid, "its content is not what its name says");
-        }
-        for section in self.bundle.sections.iter().filter(|s| s.kind == Kind::Pack && s.repository == self.key) {
-            if let Err(why) = check::unpack(git, self.bundle, section, self.limits)? {
-                wishes.keys().for_each(|name| refuse(name, &format!("git refuses its objects: {why}")));
-                return Ok(Vec::new());
-            }
-        }
-        let oids: BTreeSet<String> = wishes.values().map(|oid| (*oid).to_owned()).collect();
-        let tips = pin::sort(git, &oids)?;
-        let commits: BTreeSet<String> =
-            oids.iter().filter(|oid| tips.commits.contains(*oid) || tips.tags.contains(*oid)).cloned().collect();
-        let config = settings::parse(&git.run(&["config", "--list", "-z"])?);
-        let promisor = config
-            .iter()
-            .any(|(key, value)| key.starts_with("remote.") && key.ends_with(".promisor") && value == "true");
-        let links = |path: &str, commit: &str| link_state(self.site, known, ledger, path, commit);
-        let refused = check::refused(git, &commits, promisor, &links)?;
-        let mut taken = Vec::new();
-        for (name, oid) in wishes {
-            match (commits.contains(oid), refused.get(oid)) {
-                (true, None) => taken.push(Wish { name: name.to_owned(), oid: oid.to_owned() }),
-                (true, Some(why)) => refuse(name, why),
-                (false, _) => refuse(name, "it is no commit that the host has or got"),
-            }
-        }
-        Ok(taken)
+            verdict => verdict,
+        })
     }
 
     /// Branches that must not be moved under somebody.
@@ -332,16 +250,6 @@ impl Import<'_> {
         Ok(Ok(landed))
     }
 
-    /// The host's own branch did not move with its working tree, so it must not move at all.
-    fn judge_checked_out(&self, wish: &Wish, host: &Host) -> Result<Verdict> {
-        Ok(match host.judge(wish)? {
-            Verdict::Forward(_) | Verdict::Make => {
-                Verdict::Keep("it is checked out on the host, and the container was not on it".to_owned())
-            }
-            other => other,
-        })
-    }
-
     /// What both sides have now.
     fn remember(&self, git: &Git, ledger: &mut Ledger) -> Result<()> {
         let refs = refs::list(git)?;
@@ -369,27 +277,8 @@ fn repository_of(site: &Site, known: &Known) -> Repository {
     }
 }
 
-fn link_state(site: &Site, known: &Known, ledger: &Ledger, path: &str, commit: &str) -> LinkState {
-    let Some(module) = ledger.repositories.values().find(|other| other.path == known.path.join(path)) else {
-        return LinkState::Unknown;
-    };
-    let git = Git::new(&module.git_dir, site.env, site.owner);
-    match git.ask(&["rev-parse", "-q", "--verify", &format!("{commit}^{{commit}}")]) {
-        Ok(Some(_)) => LinkState::Present,
-        _ => LinkState::CommitMissing,
-    }
-}
-
-/// What a container may hand out: references but the launcher's own, and a few things that have no reference.
-fn may_be_named(name: &str) -> bool {
-    match name.split_once('/') {
-        None => matches!(name, "HEAD" | "index"),
-        Some(("stash", number)) => number.len() < 6 && number.bytes().all(|b| b.is_ascii_digit()),
-        Some(("worktree", name)) => {
-            name.len() <= 100 && !name.contains('/') && is_ref_name(&format!("refs/worktree/{name}"))
-        }
-        Some(_) => is_ref_name(name) && !name.starts_with(KEEP) && !name.starts_with("refs/pi/"),
-    }
+fn kept(name: &str, at: &str, why: &str) -> Landed {
+    Landed::Kept { name: name.to_owned(), at: at.to_owned(), why: why.to_owned() }
 }
 
 fn reason_to_keep(name: &str) -> &'static str {

@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 use std::io::Write;
 
-use anyhow::{Context, Result};
+use anyhow::{Result, bail};
 
 use super::refs::{OURS, Ref, is_ref_name, misleading};
 use super::report::Landed;
@@ -59,6 +59,9 @@ impl Host<'_> {
         if here == wish.oid {
             return Ok(Verdict::Nothing);
         }
+        if self.refs.iter().any(|r| r.name == wish.name && r.symref.is_some()) {
+            return keep("on the host it stands for another reference");
+        }
         if !wish.name.starts_with("refs/heads/") {
             return keep("the host has another one of this name");
         }
@@ -103,14 +106,19 @@ pub(crate) fn set_aside(git: &Git, session: &str, wishes: &[Wish]) -> Result<Vec
         names.iter().zip(wishes).map(|(name, wish)| Update::set(name, &wish.oid)).collect()
     };
     if transact(git, session, &updates(&names))?.is_err() {
-        // One name in the way of another (`a` beside `a/b`): one by one, and by object where there is no other way.
+        // One name in the way of another (`a` beside `a/b`), or locked by a git that was killed: one by one, then under other names.
         for (name, wish) in names.iter_mut().zip(wishes) {
-            if transact(git, session, &[Update::set(name, &wish.oid)])?.is_err() {
-                *name = format!("{OURS}{session}/object/{}", wish.oid);
-                let stored = transact(git, session, &[Update::set(name, &wish.oid)])?;
-                stored
-                    .map_err(anyhow::Error::msg)
-                    .with_context(|| format!("cannot keep '{}'", super::report::printable(&wish.name)))?;
+            let others = (0..10).map(|number| format!("{OURS}{session}/object/{}-{number}", wish.oid));
+            let mut why = None;
+            for candidate in std::iter::once(name.clone()).chain(others) {
+                *name = candidate;
+                why = transact(git, session, &[Update::set(name, &wish.oid)])?.err();
+                if why.is_none() {
+                    break;
+                }
+            }
+            if let Some(why) = why {
+                bail!("cannot keep '{}': {why}", super::report::printable(&wish.name));
             }
         }
     }
@@ -156,19 +164,19 @@ pub(crate) struct Update(Vec<u8>);
 
 impl Update {
     fn set(name: &str, to: &str) -> Update {
-        Update(format!("update {name}\0{to}\0\0").into_bytes())
+        Update(format!("option no-deref\0update {name}\0{to}\0\0").into_bytes())
     }
 
     /// Only if the reference has the value `from`; `None`: only if there is none.
     pub(crate) fn swap(name: &str, to: &str, from: Option<&str>) -> Update {
         match from {
-            Some(from) => Update(format!("update {name}\0{to}\0{from}\0").into_bytes()),
-            None => Update(format!("create {name}\0{to}\0").into_bytes()),
+            Some(from) => Update(format!("option no-deref\0update {name}\0{to}\0{from}\0").into_bytes()),
+            None => Update(format!("option no-deref\0create {name}\0{to}\0").into_bytes()),
         }
     }
 
     fn remove(name: &str, from: &str) -> Update {
-        Update(format!("delete {name}\0{from}\0").into_bytes())
+        Update(format!("option no-deref\0delete {name}\0{from}\0").into_bytes())
     }
 }
 

@@ -109,6 +109,11 @@ pub(crate) fn unimported(state: &Path) -> Result<Vec<String>> {
     Ok(Ledger::load(state)?.open)
 }
 
+/// The mounts of the private side as it was prepared last, for a container that hands out what is there.
+pub(crate) fn mounts(state: &Path) -> Result<Vec<Mount>> {
+    Ok(Ledger::load(state)?.mounts)
+}
+
 /// Moves a private side away that cannot be fetched from, so that a session can start; nothing of it is deleted, and what it borrows
 /// stays pinned as long as the folder is there. Returns where it is now, or `None` if there was none.
 pub(crate) fn set_aside(site: &Site) -> Result<Option<PathBuf>> {

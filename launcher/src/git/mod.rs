@@ -5,10 +5,13 @@
 
 mod bundle;
 mod check;
+mod closing;
+mod filters;
 mod guard;
 mod head;
 mod import;
 mod index;
+mod intake;
 mod landing;
 mod ledger;
 mod lfs;
@@ -26,8 +29,8 @@ mod settings;
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 
-pub(crate) use import::{Limits, import};
-pub(crate) use ledger::{set_aside, unimported};
+pub(crate) use import::{Limits, import, import_running};
+pub(crate) use ledger::{mounts, set_aside, unimported};
 pub(crate) use prepare::{PrivateGit, forget, prepare, release};
 pub(crate) use report::{ImportReport, Landed, RepositoryReport};
 

@@ -68,6 +68,14 @@ impl Folder {
         Ok(names)
     }
 
+    /// As `write`, and it can be run.
+    pub(crate) fn write_program(&self, name: &str, content: &[u8]) -> io::Result<()> {
+        self.place(name, |file| {
+            file.set_permissions(std::os::unix::fs::PermissionsExt::from_mode(0o700))?;
+            file.write_all(content)
+        })
+    }
+
     /// Writes a file, in place of whatever has its name (but a folder).
     pub(crate) fn write(&self, name: &str, content: &[u8]) -> io::Result<()> {
         self.place(name, |file| file.write_all(content))

@@ -10,6 +10,7 @@ use std::path::Path;
 
 use anyhow::{Context, Result};
 
+use super::filters;
 use super::guard::Part;
 use super::ledger::Known;
 use super::pin::{self, Tips};
@@ -32,6 +33,8 @@ struct Seen {
     /// What is staged in a conflict.
     unmerged: Vec<String>,
     stash: Vec<String>,
+    /// Every setting in force for the user.
+    users: Vec<(String, String)>,
 }
 
 /// The stores of objects that are mounted, numbered over all repositories of a session.
@@ -70,18 +73,32 @@ pub(crate) fn plant(
 
     clear(to, previous).context("cannot clear the private git directory")?;
     let alternates = borrow(site, part, &tips, stores, &mut warnings)?;
-    let lfs = part.repository.common_dir.join("lfs").is_dir();
+    let lfs =
+        part.repository.common_dir.join("lfs").is_dir() || settings::value(&seen.users, "filter.lfs.process").is_some();
+    let filters = filters::names(&seen.users);
     let work_tree = paths::in_container(&part.path).filter(|_| !part.key.is_empty());
-    let config = settings::render(&Basis { local: &part.settings, work_tree: work_tree.as_deref(), lfs });
+    let config =
+        settings::render(&Basis { local: &part.settings, work_tree: work_tree.as_deref(), lfs, filters: &filters });
     let objects = to.sub("objects").context("cannot make the private folder of objects")?;
     let write = || -> io::Result<()> {
         objects.sub("info")?.write("alternates", alternates.as_bytes())?;
         write_refs(to, &seen, &retained)?;
         copy_files(part, to)?;
         to.write("config", config.as_bytes())?;
+        if lfs {
+            // Or a push would leave the large files behind.
+            to.sub("hooks")?.write_program("pre-push", b"#!/bin/sh\nexec git lfs pre-push \"$@\"\n")?;
+        }
         to.write("pi-have", have(&seen, &retained, &tips).as_bytes())
     };
     write().context("cannot write the private git directory")?;
+    let frozen = freeze(site, part, &filters, to)?;
+    if frozen > 0 {
+        warnings.push(format!(
+            "{frozen} files go through a filter ({}) that is not in the container: there they count as unchanged and cannot be committed",
+            filters.join(", ")
+        ));
+    }
     let synced = seen.refs.iter().filter(|r| r.name.starts_with("refs/heads/") || r.name.starts_with("refs/tags/"));
     let mut synced: BTreeMap<String, String> = synced.map(|r| (r.name.clone(), r.oid.clone())).collect();
     for (name, oid) in &retained {
@@ -112,6 +129,7 @@ fn look(site: &Site, part: &Part) -> Result<Seen> {
     std::thread::scope(|scope| {
         let index = scope.spawn(|| staged(site, part));
         let head = scope.spawn(|| refs::head(git));
+        let users = scope.spawn(|| git.settings_of_user());
         let refs = refs::list(git)?;
         let has_stash = refs.iter().any(|r| r.name == "refs/stash");
         let stash = if has_stash { git.run(&["log", "-g", "--format=%H", "refs/stash"])? } else { Vec::new() };
@@ -123,6 +141,9 @@ fn look(site: &Site, part: &Part) -> Result<Seen> {
             head,
             index_tree,
             unmerged,
+            users: settings::parse(
+                &users.join().map_err(|_| anyhow::anyhow!("cannot read the settings: a thread panicked"))??,
+            ),
             stash: String::from_utf8_lossy(&stash).lines().map(str::to_owned).collect(),
         })
     })
@@ -151,14 +172,43 @@ fn staged(site: &Site, part: &Part) -> Result<(Option<String>, Vec<String>)> {
     }
 }
 
-fn scratch_tree(part: &Part, index: &Path, scratch: &Path, owner: Option<(u32, u32)>) -> Result<Option<String>> {
-    // git takes a lock beside the index, which the user's own git may hold.
+/// A copy of an index to work on: git takes a lock beside the index, which the user's own git may hold.
+fn copy_to_scratch(index: &Path, scratch: &Path, owner: Option<(u32, u32)>) -> Result<()> {
+    // Left by a git that was killed.
+    let _ = fs::remove_file(scratch.with_extension("lock"));
     fs::copy(index, scratch).with_context(|| format!("cannot copy '{}'", index.display()))?;
     if let Some((uid, gid)) = owner {
         std::os::unix::fs::chown(scratch, Some(uid), Some(gid))?;
     }
+    Ok(())
+}
+
+fn scratch_tree(part: &Part, index: &Path, scratch: &Path, owner: Option<(u32, u32)>) -> Result<Option<String>> {
+    copy_to_scratch(index, scratch, owner)?;
     let tree = part.git.with_index(scratch).ask(&["write-tree", "--missing-ok"])?;
     Ok(tree.map(|oid| String::from_utf8_lossy(&oid).trim().to_owned()))
+}
+
+/// Puts an index in place in which the files of these filters count as unchanged. Returns how many there are.
+fn freeze(site: &Site, part: &Part, filters: &[String], to: &Folder) -> Result<usize> {
+    let index = part.repository.git_dir.join("index");
+    if filters.is_empty() || index.symlink_metadata().is_err() {
+        return Ok(0);
+    }
+    let scratch = paths::scratch_index(site.state, &part.key);
+    copy_to_scratch(&index, &scratch, site.owner)?;
+    let write = || -> Result<usize> {
+        let count = filters::freeze(&part.git.with_index(&scratch), filters)?;
+        if count > 0 {
+            let modified = fs::metadata(&index)?.modified()?;
+            File::options().write(true).open(&scratch)?.set_modified(modified)?;
+            copy(&scratch, to, "index")?;
+        }
+        Ok(count)
+    };
+    let done = write().context("cannot write the private index");
+    let _ = fs::remove_file(&scratch);
+    done
 }
 
 /// Moves everything out that does not stay.

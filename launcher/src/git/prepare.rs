@@ -14,7 +14,7 @@ use super::ledger::{self, Ledger, lock};
 use super::place::Folder;
 use super::plant::{Stores, plant};
 use super::repository::Repository;
-use super::{Mount, Site, head, paths, pin};
+use super::{Mount, Site, closing, head, paths, pin};
 use crate::error::hinted;
 
 /// A private side that a session's container can be started on.
@@ -31,6 +31,13 @@ pub(crate) struct PrivateGit {
 /// Makes the private side ready for a session. Fails, and changes nothing, while another session's commits have not been fetched and
 /// that session is over (see `unimported`, `set_aside`). With another one running it joins that one's.
 pub(crate) fn prepare(site: &Site) -> Result<PrivateGit> {
+    if site.state.starts_with(site.root) {
+        let hint = "move pi-docker's folder out of it, or set PI_DOCKER_HOME to another one";
+        return Err(hinted(
+            format!("cannot keep the private side in '{}': it is in the repository", site.state.display()),
+            hint,
+        ));
+    }
     let _lock = lock(site)?;
     let mut warnings = Vec::new();
     let mut ledger = match Ledger::load(site.state) {
@@ -186,10 +193,11 @@ fn fresh_previous(site: &Site, again: bool) -> Result<Folder> {
     Folder::open(&path, site.owner).with_context(cannot)
 }
 
-/// What older sessions pinned is covered by this one's pins, which hold every tip that the private side still has.
+/// What older sessions pinned is covered by this one's pins, which hold every tip that both sides have.
 fn drop_old_pins(site: &Site, survey: &Survey, ledger: &mut Ledger) -> Result<()> {
-    let (kept, old): (Vec<String>, Vec<String>) =
-        std::mem::take(&mut ledger.pins).into_iter().partition(|pin| pin == site.session);
+    let needed = closing::needed_pins(ledger);
+    let pins = std::mem::take(&mut ledger.pins).into_iter();
+    let (kept, old): (Vec<String>, Vec<String>) = pins.partition(|pin| pin == site.session || needed.contains(pin));
     ledger.pins = kept;
     survey.parts.iter().try_for_each(|part| pin::unpin(&part.git, &old))
 }

@@ -67,6 +67,17 @@ impl<'a> Git<'a> {
         self.owner
     }
 
+    /// Every setting in force for the user, theirs and the system's too. Reading them starts nothing.
+    pub(crate) fn settings_of_user(&self) -> Result<Vec<u8>> {
+        let mut command = self.command(&["config", "--list", "-z"]);
+        for name in ["GIT_CONFIG_GLOBAL", "GIT_CONFIG_NOSYSTEM"] {
+            command.env_remove(name);
+        }
+        command.envs(self.env.iter().map(|(name, value)| (name, value)));
+        let output = command.output().context("cannot run 'git'")?;
+        Ok(if output.status.success() { output.stdout } else { Vec::new() })
+    }
+
     /// What git prints; an error with git's own words if it fails.
     pub(crate) fn run(&self, args: &[&str]) -> Result<Vec<u8>> {
         self.feed(args, |_| Ok(()))
@@ -125,6 +136,16 @@ impl<'a> Git<'a> {
     }
 
     fn spawn(&self, args: &[&str]) -> Result<Child> {
+        match self.command(args).spawn() {
+            Ok(child) => Ok(child),
+            Err(e) if e.kind() == io::ErrorKind::NotFound && self.dir.is_dir() => {
+                Err(hinted("cannot run 'git': not found", "install git 2.25 or newer"))
+            }
+            Err(e) => Err(e).with_context(|| format!("cannot run 'git' in '{}'", self.dir.display())),
+        }
+    }
+
+    fn command(&self, args: &[&str]) -> Command {
         let mut command = Command::new("git");
         command.env_clear().envs(self.env.iter().map(|(name, value)| (name, value))).envs(VARIABLES.iter().copied());
         // No command that runs here looks at files of a working tree; the git directory stands in for it.
@@ -139,13 +160,7 @@ impl<'a> Git<'a> {
             command.args([OsStr::new("-c"), OsStr::new(setting)]);
         }
         command.args(args).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
-        match command.spawn() {
-            Ok(child) => Ok(child),
-            Err(e) if e.kind() == io::ErrorKind::NotFound && self.dir.is_dir() => {
-                Err(hinted("cannot run 'git': not found", "install git 2.20 or newer"))
-            }
-            Err(e) => Err(e).with_context(|| format!("cannot run 'git' in '{}'", self.dir.display())),
-        }
+        command
     }
 }
 

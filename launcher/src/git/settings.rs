@@ -3,6 +3,8 @@
 
 use std::fmt::Write;
 
+use super::filters;
+
 /// What the configuration needs to know beside the repository's own settings.
 pub(crate) struct Basis<'a> {
     /// The repository's settings in order, as `git config --list -z` prints them: `key\nvalue`.
@@ -11,6 +13,8 @@ pub(crate) struct Basis<'a> {
     pub(crate) work_tree: Option<&'a str>,
     /// The repository keeps large files outside git.
     pub(crate) lfs: bool,
+    /// The user's other filters, by name: their programs are not in the container.
+    pub(crate) filters: &'a [String],
 }
 
 /// Section, subsection or not, and the keys that are taken over.
@@ -97,6 +101,7 @@ pub(crate) fn render(basis: &Basis) -> String {
             "[filter \"lfs\"]\n\tclean = git-lfs clean -- %f\n\tsmudge = git-lfs smudge -- %f\n\tprocess = git-lfs filter-process\n\trequired = true\n",
         );
     }
+    text.push_str(&filters::stand_ins(basis.filters));
     text
 }
 
@@ -130,7 +135,8 @@ fn is_text(value: &str) -> bool {
     !value.chars().any(|c| c.is_control() && c != '\t')
 }
 
-fn quoted(value: &str) -> String {
+/// A value or subsection as a configuration file holds it.
+pub(crate) fn quoted(value: &str) -> String {
     format!("\"{}\"", value.replace('\\', "\\\\").replace('"', "\\\""))
 }
 
@@ -152,7 +158,7 @@ mod tests {
 
     fn rendered(local: &[(&str, &str)]) -> String {
         let local: Vec<(String, String)> = local.iter().map(|(k, v)| (k.to_string(), v.to_string())).collect();
-        render(&Basis { local: &local, work_tree: None, lfs: false })
+        render(&Basis { local: &local, work_tree: None, lfs: false, filters: &[] })
     }
 
     #[test]

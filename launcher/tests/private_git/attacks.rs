@@ -285,7 +285,7 @@ fn g10_a_repository_that_an_agent_has_been_in_cannot_attack_the_launcher() {
     assert!(marker(&scene).exists(), "the user's own git must run it");
     fs::remove_file(marker(&scene)).unwrap();
     let session = scene.prepare();
-    session.agent("echo x >> README.md; git -c core.hooksPath=/dev/null commit -qam x");
+    session.agent("echo x >> README.md; git -c core.hooksPath=/dev/null -c filter.x.clean=cat commit -qam x");
     session.import();
     let _ = scene.prepare();
     assert!(!marker(&scene).exists());

@@ -16,5 +16,6 @@ mod attacks;
 mod gate;
 mod kinds;
 mod lossless;
+mod refusals;
 mod scene;
 mod speed;

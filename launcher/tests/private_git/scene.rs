@@ -16,6 +16,8 @@ pub(crate) struct Scene {
     pub(crate) home: PathBuf,
     env: Vec<(OsString, OsString)>,
     sessions: std::cell::Cell<u32>,
+    /// Who the agent is; root without its rights if nobody.
+    pub(crate) uid: std::cell::Cell<u32>,
 }
 
 /// What the host's file system shows of a program that should not have run.
@@ -55,7 +57,7 @@ impl Scene {
         fs::write(home.join(".bashrc"), "# mine\n").unwrap();
         let path = std::env::var_os("PATH").unwrap();
         let env = vec![("PATH".into(), path), ("HOME".into(), home.clone().into_os_string())];
-        Scene { dir, root, state, home, env, sessions: std::cell::Cell::new(0) }
+        Scene { dir, root, state, home, env, sessions: std::cell::Cell::new(0), uid: std::cell::Cell::new(0) }
     }
 
     pub(crate) fn base(&self) -> PathBuf {
@@ -74,15 +76,8 @@ impl Scene {
             home: self.home.clone(),
             env: self.env.clone(),
             sessions: std::cell::Cell::new(0),
+            uid: std::cell::Cell::new(0),
         }
-    }
-
-    /// Puts a folder first on the PATH of the launcher's git.
-    pub(crate) fn shadow_git(&mut self, folder: &Path) {
-        let mut path = folder.as_os_str().to_owned();
-        path.push(":");
-        path.push(std::env::var_os("PATH").unwrap());
-        self.env[0].1 = path;
     }
 
     pub(crate) fn write(&self, path: &str, content: &str) {
@@ -158,7 +153,7 @@ impl Scene {
     }
 
     pub(crate) fn try_inside(&self, mounts: &[Mount], script: &str) -> Output {
-        let setup = enter(mounts, &self.base());
+        let setup = enter(mounts, &self.base(), self.uid.get());
         let test_binary = std::env::current_exe().unwrap();
         Command::new("unshare")
             .args(["-m", "--propagation", "private", "sh", "-euc", &setup, "sh", script])
@@ -176,7 +171,13 @@ pub(crate) struct Session<'a> {
     pub(crate) private: PrivateGit,
 }
 
-impl Session<'_> {
+impl<'a> Session<'a> {
+    /// A container of an earlier session's mounts.
+    pub(crate) fn of(scene: &'a Scene, id: &str, mounts: Vec<Mount>) -> Session<'a> {
+        let private = PrivateGit { mounts, git_dir: String::new(), warnings: Vec::new() };
+        Session { scene, id: id.to_owned(), private }
+    }
+
     pub(crate) fn mounts(&self) -> Vec<Mount> {
         [self.scene.unprotected(), self.private.mounts.clone()].concat()
     }
@@ -195,6 +196,7 @@ impl Session<'_> {
         let name = std::env::current_exe().unwrap().file_name().unwrap().to_str().unwrap().to_owned();
         let control = self.scene.base().join("control");
         fs::create_dir_all(&control).unwrap();
+        std::os::unix::fs::chown(&control, Some(self.scene.uid.get()), None).unwrap();
         let mut mounts = self.mounts();
         mounts.push(Mount { host: control.clone(), container: "/run/pi-docker/control".to_owned(), read_only: false });
         let script = format!("PI_TEST_ERRAND={errand} /tests/{name} --exact scene::errand >/dev/null");
@@ -224,7 +226,7 @@ fn errand() {
 }
 
 /// A shell script that makes a root of its own from the system's programs and the mounts, and runs `$1` there without any capability.
-fn enter(mounts: &[Mount], base: &Path) -> String {
+fn enter(mounts: &[Mount], base: &Path, uid: u32) -> String {
     let quote = |text: &str| format!("'{}'", text.replace('\'', r"'\''"));
     let mut script =
         format!("R={}; mkdir -p \"$R\"; mount -t tmpfs none \"$R\"\n", quote(base.join("container").to_str().unwrap()));
@@ -247,6 +249,7 @@ fn enter(mounts: &[Mount], base: &Path) -> String {
     }
     script.push_str("printf '[user]\\n\\tname = Agent\\n\\temail = agent@example.com\\n' > home/pi/.gitconfig\n");
     script.push_str("exec chroot . /usr/bin/env -i PATH=/usr/bin:/bin:/usr/sbin:/sbin HOME=/home/pi LANG=C.UTF-8 ");
-    script.push_str("setpriv --bounding-set=-all --inh-caps=-all --no-new-privs sh -euc \"cd /workspace\n$1\"\n");
+    script.push_str(&format!("setpriv --reuid {uid} --regid {uid} --clear-groups "));
+    script.push_str("--bounding-set=-all --inh-caps=-all --no-new-privs sh -euc \"cd /workspace\n$1\"\n");
     script
 }
