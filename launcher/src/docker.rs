@@ -161,7 +161,14 @@ impl Docker {
             (containers, networks.join().unwrap_or_else(|_| Err(anyhow!("cannot list networks"))))
         });
         self.remove(&["rm", "--force", "--volumes"], containers?)?;
-        self.remove(&["network", "rm", "--force"], networks?)
+        thread::scope(|scope| {
+            let ends: Vec<_> = networks?
+                .into_iter()
+                .map(|network| scope.spawn(|| self.remove(&["network", "rm", "--force"], vec![network])))
+                .collect();
+            ends.into_iter()
+                .try_for_each(|end| end.join().unwrap_or_else(|_| Err(anyhow!("cannot remove the networks"))))
+        })
     }
 
     fn remove(&self, verb: &[&str], ids: Vec<String>) -> Result<()> {
