@@ -23,7 +23,7 @@ struct Cli {
     #[command(flatten)]
     options: Options,
     /// Print this help; `pi-docker -- --help` prints pi's
-    #[arg(long, action = ArgAction::Help, global = true)]
+    #[arg(long, short_alias = 'h', action = ArgAction::Help, global = true)]
     help: Option<bool>,
     /// Print the version; `pi-docker -- --version` prints pi's
     #[arg(long, action = ArgAction::Version)]
@@ -150,17 +150,17 @@ pub(crate) enum OllamaCommand {
 }
 
 const OLLAMA_HELP: &str = "\
-pi reaches the server through the session's proxy, which lets inference through and nothing else: a session can neither pull nor
-create nor delete a model. The connection is kept in docker-compose.override.yml, squid-local.conf and models.json in pi-docker's
+pi reaches the server through the session's proxy, which lets inference through and nothing else: a session can neither pull nor \
+create nor delete a model. The connection is kept in docker-compose.override.yml, squid-local.conf and models.json in pi-docker's \
 own folder; your ~/.pi/agent/models.json is never written.";
 
 const AUTH_HELP: &str = "\
-The login is saved in ~/.pi/agent/auth.json, and the next session takes it along. The container has no repository and no tools; it
+The login is saved in ~/.pi/agent/auth.json, and the next session takes it along. The container has no repository and no tools; it \
 ends by itself after three minutes. The browser's answer comes in on port 53692 of this machine's loopback.";
 
 const ALLOW_HELP: &str = "\
-A name is a host (`example.com`) or, with a leading dot, a host and everything below it (`.example.com`). Only TLS on port 443
-goes out, whatever is allowed. The names are kept in allow.txt in pi-docker's own folder, with --here in the state of the
+A name is a host (`example.com`) or, with a leading dot, a host and everything below it (`.example.com`). Only TLS on port 443 \
+goes out, whatever is allowed. The names are kept in allow.txt in pi-docker's own folder, with --here in the state of the \
 repository; a file in the repository is never read, for the agent could write it.";
 
 #[derive(Debug, Clone, PartialEq, Eq, clap::Args)]
