@@ -62,6 +62,13 @@ pub(crate) enum Command {
         #[arg(long)]
         json: bool,
     },
+    /// Hand out what was committed here, for the launcher; writes a stream to stdout
+    #[command(hide = true)]
+    Export {
+        /// All history, not only what the host has not
+        #[arg(long)]
+        full: bool,
+    },
     /// Show all tasks
     List {
         /// One JSON object

@@ -8,6 +8,7 @@ mod cli;
 mod commit;
 mod config;
 mod deliver;
+mod export;
 mod failure;
 mod git;
 mod github;
@@ -39,6 +40,7 @@ mod task;
 mod transport;
 mod worktree;
 
+use std::path::Path;
 use std::process::ExitCode;
 
 use clap::Parser;
@@ -58,6 +60,10 @@ fn main() -> ExitCode {
 fn start(cli: Cli) -> Result<u8> {
     // Another process of the user must not read the token out of our memory.
     sys::hide().or_fail(Code::Internal, || "cannot protect the process".into())?;
+    if let Command::Export { full } = cli.command {
+        let written = export::export(Path::new("/workspace"), full, &mut std::io::BufWriter::new(std::io::stdout().lock()));
+        return written.map(|()| 0).or_fail(Code::Internal, || "cannot hand out the commits".into());
+    }
     let config = Config::from_env()?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     let runtime = runtime.or_fail(Code::Internal, || "cannot start the runtime".into())?;
@@ -92,6 +98,7 @@ async fn call(config: &Config, command: Command) -> Result<u8> {
             report::answer(json, &recover::recover(config).await?);
             Ok(0)
         }
+        Command::Export { .. } => Ok(0),
         Command::List { json } => {
             report::answer(json, &list::list(config).await?);
             Ok(0)

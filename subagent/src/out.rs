@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 /// Lines that may wait.
 const WAITING: usize = 64;
 /// For a reader to take the last lines.
-const PATIENCE: Duration = Duration::from_secs(10);
+const PATIENCE: Duration = Duration::from_secs(3);
 
 /// Writes lines in order.
 pub(crate) struct Out {
@@ -55,7 +55,9 @@ impl Out {
 
     /// Waits until everything is written, or nobody reads any more.
     pub(crate) fn finish(&mut self) {
-        self.lines = None;
+        if self.lines.take().is_none() {
+            return;
+        }
         let _ = self.done.recv_timeout(PATIENCE);
     }
 }

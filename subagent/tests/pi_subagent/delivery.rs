@@ -1,7 +1,7 @@
 //! Committed, pushed, opened: whatever GitHub, git or the agent makes of it.
 
 use crate::internet::{TOKEN, What};
-use crate::lab::Lab;
+use crate::lab::{Lab, each};
 
 fn answer(status: u16, body: &str) -> What {
     What::Answer(status, &[], body.to_owned())
@@ -105,7 +105,7 @@ fn every_answer_of_github_about_the_pull_request_is_understood() {
             "is in 'main' already",
         ),
     ];
-    for (what, exit, code, words) in cases {
+    each(cases, |(what, exit, code, words)| {
         let lab = Lab::new();
         // The first POST is the question before the start.
         lab.script("x", "touch \"$dir/go\"; commit a a a; say done; settle");
@@ -119,7 +119,7 @@ fn every_answer_of_github_about_the_pull_request_is_understood() {
         assert_eq!(lab.internet.asked("POST", "/pulls").len(), 2, "{what:?}: a refusal was repeated");
         lab.internet.world(|world| world.faults.clear());
         assert_eq!(lab.run(&["finish", "x"]).code, 0, "{what:?}");
-    }
+    });
 }
 
 #[test]
@@ -131,7 +131,7 @@ fn a_server_in_trouble_is_asked_again_and_never_makes_two() {
         What::CutAfter,
         What::Answer(403, &[("retry-after", "1")], r#"{"message":"secondary rate limit"}"#.into()),
     ];
-    for what in cut {
+    each(cut, |what| {
         let lab = Lab::new();
         lab.script("x", "commit a a a; say done; settle");
         lab.internet.fault("POST", "/pulls", 1, answer(422, r#"{"message":"Validation Failed"}"#));
@@ -139,7 +139,7 @@ fn a_server_in_trouble_is_asked_again_and_never_makes_two() {
         let ran = lab.spawn("x", &[]);
         assert_eq!(ran.code, 0, "{what:?} {ran:?}");
         assert_eq!(lab.internet.world(|world| world.pulls.len()), 1, "{what:?}");
-    }
+    });
 }
 
 #[test]

@@ -139,7 +139,8 @@ fn a_reader_that_goes_away_or_never_reads_stops_nothing() {
     use std::io::Read;
     for close in [true, false] {
         let lab = Lab::new();
-        let noise = "for i in $(seq 3000); do emit '{\"type\":\"turn_start\"}'; fail \"$(head -c 3000 /dev/zero | tr '\\0' x)\"; done";
+        let noise = "big=$(head -c 3000 /dev/zero | tr '\\0' x); for i in $(seq 300); do fail \"$big\"; \
+                     emit '{\"type\":\"auto_retry_start\",\"attempt\":1,\"errorMessage\":\"'$big'\"}'; done";
         lab.script("x", &format!("{noise}; commit a a a; say done; settle"));
         let mut child = lab.start_spawn("x", &[]);
         let mut first = [0; 10];

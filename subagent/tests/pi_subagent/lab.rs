@@ -18,6 +18,19 @@ pub struct Lab {
     _dir: TempDir,
 }
 
+/// What a test has left running, by a runner that it killed, ends with the test.
+impl Drop for Lab {
+    fn drop(&mut self) {
+        let mark = format!("PI_SCRIPTS={}", self.scripts.display()).into_bytes();
+        for entry in std::fs::read_dir("/proc").into_iter().flatten().flatten() {
+            let environ = std::fs::read(entry.path().join("environ")).unwrap_or_default();
+            if environ.split(|byte| *byte == 0).any(|variable| variable == mark) {
+                let _ = Command::new("kill").arg("-9").arg(entry.file_name()).stderr(Stdio::null()).status();
+            }
+        }
+    }
+}
+
 /// A finished run of the program.
 #[derive(Debug)]
 pub struct Ran {
@@ -65,6 +78,7 @@ impl Lab {
         )
         .unwrap();
         std::fs::write(home.join(".git-credentials"), format!("https://x-access-token:{TOKEN}@github.test\n")).unwrap();
+        std::fs::write(root.join("instructions"), "Do the thing.").unwrap();
         let lab = Lab { internet, root, workspace, scripts, _dir: dir };
         let bare = lab.internet.repositories.join("o/r.git");
         lab.sh(&format!("git init -q --bare '{}' && git -C '{0}' config http.receivepack true", bare.display()));
@@ -114,7 +128,6 @@ impl Lab {
     }
 
     pub fn start_spawn(&self, task: &str, flags: &[&str]) -> Child {
-        std::fs::write(self.root.join("instructions"), "Do the thing.").unwrap();
         let file = self.root.join("instructions");
         let args = ["spawn", "--json", "--task", task, "--instructions-file", file.to_str().unwrap()];
         self.command(&[&args, flags].concat()).spawn().unwrap()
@@ -148,6 +161,15 @@ pub fn finish(child: Child) -> Ran {
         stdout: String::from_utf8_lossy(&output.stdout).into_owned(),
         stderr: String::from_utf8_lossy(&output.stderr).into_owned(),
     }
+}
+
+/// Runs the cases at the same time: most of what they do is waiting.
+pub fn each<T: Send>(cases: impl IntoIterator<Item = T>, check: impl Fn(T) + Sync) {
+    std::thread::scope(|scope| {
+        for case in cases {
+            scope.spawn(|| check(case));
+        }
+    });
 }
 
 pub fn signal(child: &Child, name: &str) {

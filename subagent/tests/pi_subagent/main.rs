@@ -9,4 +9,6 @@ mod endings;
 mod internet;
 mod lab;
 mod refusals;
+mod repositories;
 mod spawn;
+mod together;
