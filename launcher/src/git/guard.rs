@@ -2,17 +2,16 @@
 //! repositories, and linked worktrees. Each gets a private git directory or is closed, and each folder on the way to it becomes a
 //! mount point: what is one cannot be renamed, so nothing else can be put in its place.
 
-use std::fs;
-use std::os::unix::fs::MetadataExt;
-use std::path::{Component, Path, PathBuf};
+use std::path::{Path, PathBuf};
 
 use anyhow::{Result, bail};
 
+use super::cover::{Cover, is_plain, way_is_a_link};
 use super::index::{self, Links};
 use super::place::read_plain;
 use super::repository::Repository;
 use super::run::Git;
-use super::{Mount, Site, paths, settings};
+use super::{Mount, Site, in_tree, paths, settings};
 use crate::error::hinted;
 
 /// A repository that gets a private side: the one the session is for, or one inside it.
@@ -29,11 +28,13 @@ pub(crate) struct Part<'a> {
 /// What a repository consists of, and what covers the places where the host's git would look.
 pub(crate) struct Survey<'a> {
     pub(crate) parts: Vec<Part<'a>>,
-    pub(crate) mounts: Vec<Mount>,
+    pub(crate) cover: Cover,
     /// Files to be written for the mounts.
     pub(crate) files: Vec<(PathBuf, String)>,
     /// Folders that have to be made to mount onto, from the top.
     pub(crate) points: Vec<PathBuf>,
+    /// What the host's git uses in the tree and no mount closes.
+    pub(crate) programs: Vec<PathBuf>,
     pub(crate) warnings: Vec<String>,
 }
 
@@ -41,34 +42,37 @@ pub(crate) struct Survey<'a> {
 const MOST_MOUNTS: usize = 400;
 const LARGEST_INDEX: u64 = 1 << 30;
 
-/// Other ways to write `.git` that some file system takes for it.
-const SPELLINGS: &[&str] =
-    &[".GIT", ".GIt", ".GiT", ".Git", ".gIT", ".gIt", ".giT", "git~1", "GIT~1", ".git::$INDEX_ALLOCATION"];
-
 /// Looks at the repository and, through their indexes, at all that are in it.
 pub(crate) fn survey<'a>(site: &Site<'a>, repository: Repository) -> Result<Survey<'a>> {
-    let mut survey =
-        Survey { parts: Vec::new(), mounts: Vec::new(), files: Vec::new(), points: Vec::new(), warnings: Vec::new() };
+    let mut survey = Survey {
+        parts: Vec::new(),
+        cover: Cover::new(site.root),
+        files: Vec::new(),
+        points: Vec::new(),
+        programs: Vec::new(),
+        warnings: Vec::new(),
+    };
     let by_file = repository.by_file;
     let inside = repository.worktrees_inside();
     survey.add_part(site, String::new(), PathBuf::new(), repository)?;
     let private = paths::private(site.state);
     if by_file {
-        survey.mounts.push(Mount { host: private, container: paths::APART.to_owned(), read_only: false });
+        survey.cover.mounts.push(Mount { host: private, container: paths::APART.to_owned(), read_only: false });
         survey.cover_by_file(site, Path::new(""), "")?;
     } else {
-        survey.cover(site.root, Path::new(""), &private, false)?;
+        survey.cover.dot_git(Path::new(""), &private, false)?;
     }
+    survey.close_included(site)?;
     let mut next = 0;
     while next < survey.parts.len() {
         survey.descend(site, next)?;
         next += 1;
     }
     for path in inside.iter().filter(|path| !path.starts_with(".worktrees")) {
-        survey.fence(site, path);
+        survey.cover.fence(path);
         let dot_git = site.root.join(path).join(".git");
         if dot_git.symlink_metadata().is_ok_and(|meta| meta.is_file()) {
-            survey.cover(site.root, path, &dot_git, true)?;
+            survey.cover.dot_git(path, &dot_git, true)?;
             survey
                 .warnings
                 .push(format!("git does not work in the container inside the linked worktree '{}'", path.display()));
@@ -85,6 +89,28 @@ impl<'a> Survey<'a> {
         Ok(())
     }
 
+    /// Configuration that lies in the tree is made read-only: the host's git obeys every line of it.
+    fn close_included(&mut self, site: &Site) -> Result<()> {
+        let part = &self.parts[0];
+        let users = settings::parse(&part.git.settings_of_user()?);
+        let in_tree = in_tree::find(&part.repository, &users, &part.settings);
+        self.programs = in_tree.programs;
+        for file in in_tree.included {
+            let path = file.strip_prefix(site.root).unwrap_or(&file).to_owned();
+            if file.symlink_metadata().is_ok_and(|meta| meta.is_file())
+                && !way_is_a_link(site.root, path.parent().unwrap_or(&path))
+            {
+                self.cover.fence(path.parent().unwrap_or(Path::new("")));
+                self.cover.mount(file, &path, true);
+            } else {
+                self.warnings
+                    .push(format!("git's configuration includes '{}', which the agent can make", path.display()));
+                self.programs.push(file);
+            }
+        }
+        Ok(())
+    }
+
     /// Covers what the index of one part names as repositories.
     fn descend(&mut self, site: &Site<'a>, number: usize) -> Result<()> {
         let part = &self.parts[number];
@@ -98,7 +124,7 @@ impl<'a> Survey<'a> {
         }
         for link in links.gitlinks {
             let link_path = path.join(&link);
-            if self.mounts.len() > MOST_MOUNTS {
+            if self.cover.mounts.len() > MOST_MOUNTS {
                 self.warnings.push(format!(
                     "'{}' and what follows is watched only: there are too many submodules to close",
                     link_path.display()
@@ -121,19 +147,19 @@ impl<'a> Survey<'a> {
         let root = site.root.join(&path);
         let Ok(dot_git) = root.join(".git").symlink_metadata() else {
             // Not initialised. Empty it must stay, or the host's git would go into what is put there.
-            self.fence(site, path.parent().unwrap_or(Path::new("")));
+            self.cover.fence(path.parent().unwrap_or(Path::new("")));
             if root.symlink_metadata().is_err() {
                 self.points.push(path.clone());
             }
-            self.mount(root, &path, true);
+            self.cover.mount(root, &path, true);
             return Ok(());
         };
-        self.fence(site, &path);
+        self.cover.fence(&path);
         let repository = match Repository::at(&root) {
             Ok(repository) => repository,
             Err(e) => {
                 self.warnings.push(format!("the submodule '{}' is read-only: {e:#}", path.display()));
-                self.mount(root, &path, true);
+                self.cover.mount(root, &path, true);
                 return Ok(());
             }
         };
@@ -142,7 +168,7 @@ impl<'a> Survey<'a> {
         if repository.by_file && repository.git_dir.starts_with(site.root) && !ours {
             self.warnings
                 .push(format!("the submodule '{}' is read-only: its git directory is in the tree", path.display()));
-            self.mount(root, &path, true);
+            self.cover.mount(root, &path, true);
             return Ok(());
         }
         let modules = self.parts[parent].repository.git_dir.join("modules");
@@ -150,40 +176,15 @@ impl<'a> Survey<'a> {
         let key = if parent_key.is_empty() { name.to_owned() } else { format!("{parent_key}/modules/{name}") };
         if !is_plain(Path::new(&key)) || self.parts.iter().any(|part| part.key == key) {
             self.warnings.push(format!("the submodule '{}' is read-only: its name cannot be used", path.display()));
-            self.mount(root, &path, true);
+            self.cover.mount(root, &path, true);
             return Ok(());
         }
         if dot_git.is_dir() {
-            self.cover(site.root, &path, &paths::private(site.state).join("modules").join(&key), false)?;
+            self.cover.dot_git(&path, &paths::private(site.state).join("modules").join(&key), false)?;
         } else {
             self.cover_by_file(site, &path, &key)?;
         }
         self.add_part(site, key, path, repository)
-    }
-
-    /// Makes a folder and each one on the way to it a mount point.
-    fn fence(&mut self, site: &Site, path: &Path) {
-        let mut way: Vec<&Path> = path.ancestors().filter(|step| !step.as_os_str().is_empty()).collect();
-        way.reverse();
-        for step in way {
-            self.mount(site.root.join(step), step, false);
-        }
-    }
-
-    fn mount(&mut self, host: PathBuf, path: &Path, read_only: bool) {
-        let Some(container) = paths::in_container(path) else { return };
-        match self.mounts.iter_mut().find(|mount| mount.container == container) {
-            Some(mount) => mount.read_only |= read_only,
-            None => self.mounts.push(Mount { host, container, read_only }),
-        }
-    }
-
-    /// Mounts over the `.git` of the working tree `path`, in each spelling that the file system takes for it.
-    fn cover(&mut self, top: &Path, path: &Path, host: &Path, read_only: bool) -> Result<()> {
-        for name in spellings(&top.join(path))? {
-            self.mount(host.to_owned(), &path.join(name), read_only);
-        }
-        Ok(())
     }
 
     fn cover_by_file(&mut self, site: &Site, path: &Path, key: &str) -> Result<()> {
@@ -194,7 +195,7 @@ impl<'a> Survey<'a> {
         let target = if key.is_empty() { base } else { format!("{base}/modules/{key}") };
         let file = paths::git_file(site.state, key);
         self.files.push((file.clone(), format!("gitdir: {target}\n")));
-        self.cover(site.root, path, &file, true)
+        self.cover.dot_git(path, &file, true)
     }
 }
 
@@ -211,53 +212,4 @@ fn read_links(part: &Part) -> Result<Links> {
             entries.filter(|(stat, _)| stat.starts_with("160000 ")).map(|(_, path)| path.to_owned()).collect();
     }
     Ok(links)
-}
-
-/// A relative path that stays where it is.
-fn is_plain(path: &Path) -> bool {
-    !path.as_os_str().is_empty() && path.components().all(|part| matches!(part, Component::Normal(_)))
-}
-
-fn way_is_a_link(root: &Path, path: &Path) -> bool {
-    path.ancestors()
-        .any(|step| root.join(step).symlink_metadata().is_ok_and(|meta| !meta.is_dir() && !step.as_os_str().is_empty()))
-}
-
-/// The names by which the file system finds the `.git` of a folder. Fails where there is no end of them.
-fn spellings(folder: &Path) -> Result<Vec<&'static str>> {
-    let Ok(dot_git) = fs::symlink_metadata(folder.join(".git")) else { return Ok(vec![".git"]) };
-    let is_it = |name: &str| {
-        folder
-            .join(name)
-            .symlink_metadata()
-            .is_ok_and(|meta| (meta.dev(), meta.ino()) == (dot_git.dev(), dot_git.ino()))
-    };
-    if is_it(".g\u{200c}it") {
-        bail!(hinted(
-            format!(
-                "cannot protect '{}': its file system finds '.git' by names without end (HFS+)",
-                folder.join(".git").display()
-            ),
-            "move the repository to an APFS volume, or use --git=direct",
-        ));
-    }
-    Ok([".git"].into_iter().chain(SPELLINGS.iter().copied().filter(|name| is_it(name))).collect())
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn every_name_that_leads_to_the_git_directory_is_found() {
-        let dir = tempfile::tempdir().unwrap();
-        fs::write(dir.path().join(".git"), "gitdir: x").unwrap();
-        assert_eq!(spellings(dir.path()).unwrap(), [".git"]);
-        // What a file system that ignores case does: another name, the same file.
-        fs::hard_link(dir.path().join(".git"), dir.path().join(".GIT")).unwrap();
-        fs::hard_link(dir.path().join(".git"), dir.path().join("git~1")).unwrap();
-        assert_eq!(spellings(dir.path()).unwrap(), [".git", ".GIT", "git~1"]);
-        fs::hard_link(dir.path().join(".git"), dir.path().join(".g\u{200c}it")).unwrap();
-        assert!(spellings(dir.path()).is_err());
-    }
 }

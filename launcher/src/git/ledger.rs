@@ -22,6 +22,9 @@ pub(crate) struct Ledger {
     /// The names below `refs/pi/keep/` that belong to this private side.
     pub(crate) pins: Vec<String>,
     pub(crate) mounts: Vec<Mount>,
+    /// What the host's git uses in the tree.
+    #[serde(default)]
+    pub(crate) programs: Vec<PathBuf>,
     /// What was made in the working tree to mount onto, from its top.
     pub(crate) made: Vec<PathBuf>,
     /// By their folder below `modules` of the private git directory; the repository itself is "".

@@ -6,10 +6,13 @@
 mod bundle;
 mod check;
 mod closing;
+mod cover;
+pub(crate) mod direct;
 mod filters;
 mod guard;
 mod head;
 mod import;
+mod in_tree;
 mod index;
 mod intake;
 mod landing;
@@ -25,6 +28,7 @@ mod report;
 mod repository;
 mod run;
 mod settings;
+mod watch;
 
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
@@ -33,6 +37,7 @@ pub(crate) use import::{Limits, import, import_running};
 pub(crate) use ledger::{mounts, set_aside, unimported};
 pub(crate) use prepare::{PrivateGit, forget, prepare, release};
 pub(crate) use report::{ImportReport, Landed, RepositoryReport};
+pub(crate) use watch::{Finding, Watch, Watcher};
 
 /// A repository, its private side and the session that is meant.
 #[derive(Clone, Copy)]

@@ -9,9 +9,10 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
 
+use super::direct::HARMLESS;
 use super::guard::{self, Survey};
 use super::ledger::{self, Ledger, lock};
-use super::place::Folder;
+use super::place::{Folder, read_plain};
 use super::plant::{Stores, plant};
 use super::repository::Repository;
 use super::{Mount, Site, closing, head, paths, pin};
@@ -24,6 +25,8 @@ pub(crate) struct PrivateGit {
     pub(crate) mounts: Vec<Mount>,
     /// The git directory's path in the container.
     pub(crate) git_dir: String,
+    /// Files and folders in the tree that the host's git is configured to run, for the watcher.
+    pub(crate) programs: Vec<PathBuf>,
     /// What the user should know: one sentence each.
     pub(crate) warnings: Vec<String>,
 }
@@ -83,18 +86,19 @@ pub(crate) fn prepare(site: &Site) -> Result<PrivateGit> {
         container: format!("{}/.worktrees", paths::WORKSPACE),
         read_only: false,
     };
-    let mut mounts = std::mem::take(&mut survey.mounts);
+    let mut mounts = std::mem::take(&mut survey.cover.mounts);
     mounts.push(worktrees);
     mounts.extend(stores.mounts);
     mounts.sort_by_key(|mount| mount.container.matches('/').count());
     survey.points.push(PathBuf::from(".worktrees"));
     make_points(site, &survey.points, &mut ledger)?;
     ledger.mounts = mounts.clone();
+    ledger.programs = survey.programs.clone();
     ledger.building = false;
     ledger.open.push(site.session.to_owned());
     ledger.save(site)?;
     warnings.extend(survey.warnings);
-    Ok(PrivateGit { mounts, git_dir: git_dir(&repository), warnings })
+    Ok(PrivateGit { mounts, git_dir: git_dir(&repository), programs: survey.programs, warnings })
 }
 
 /// The session never started: nothing has to be fetched for it.
@@ -114,7 +118,8 @@ pub(crate) fn release(site: &Site) -> Result<()> {
     let mut ledger = Ledger::load(site.state)?;
     for point in std::mem::take(&mut ledger.made).iter().rev() {
         let path = site.root.join(point);
-        match fs::remove_dir(&path) {
+        let is_harmless = read_plain(&path, 16).is_ok_and(|content| content.is_some_and(|c| c == HARMLESS.as_bytes()));
+        match if is_harmless { fs::remove_file(&path) } else { fs::remove_dir(&path) } {
             Ok(()) => {}
             Err(e)
                 if matches!(
@@ -132,7 +137,12 @@ fn join(site: &Site, mut ledger: Ledger, repository: &Repository) -> Result<Priv
     let points: Vec<PathBuf> = vec![PathBuf::from(".worktrees")];
     make_points(site, &points, &mut ledger)?;
     ledger.save(site)?;
-    Ok(PrivateGit { mounts: ledger.mounts, git_dir: git_dir(repository), warnings: Vec::new() })
+    Ok(PrivateGit {
+        mounts: ledger.mounts,
+        git_dir: git_dir(repository),
+        programs: ledger.programs,
+        warnings: Vec::new(),
+    })
 }
 
 fn git_dir(repository: &Repository) -> String {
@@ -219,11 +229,11 @@ fn make_own_folder(site: &Site) -> Result<()> {
 }
 
 /// Makes folders to mount onto, as the user: the engine would make them as root.
-fn make_points(site: &Site, points: &[PathBuf], ledger: &mut Ledger) -> Result<()> {
+pub(crate) fn make_points(site: &Site, points: &[PathBuf], ledger: &mut Ledger) -> Result<()> {
     for point in points {
         let path = site.root.join(point);
         match path.symlink_metadata() {
-            Ok(meta) if meta.is_dir() => {}
+            Ok(meta) if meta.is_dir() || point.ends_with("commondir") && meta.is_file() => {}
             Ok(_) => bail!("cannot use '{}': it is not a folder", path.display()),
             Err(_) => {
                 if !ledger.made.contains(point) {
@@ -231,7 +241,10 @@ fn make_points(site: &Site, points: &[PathBuf], ledger: &mut Ledger) -> Result<(
                 }
                 // Written down first: what is made is removed again, whatever happens now.
                 ledger.save(site)?;
-                let made = fs::DirBuilder::new().mode(0o755).create(&path);
+                let made = match path.file_name().is_some_and(|name| name == "commondir") {
+                    true => make_harmless(&path),
+                    false => fs::DirBuilder::new().mode(0o755).create(&path),
+                };
                 made.with_context(|| format!("cannot make '{}'", path.display()))?;
                 if let Some((uid, gid)) = site.owner {
                     std::os::unix::fs::lchown(&path, Some(uid), Some(gid))?;
@@ -240,6 +253,10 @@ fn make_points(site: &Site, points: &[PathBuf], ledger: &mut Ledger) -> Result<(
         }
     }
     Ok(())
+}
+
+fn make_harmless(path: &Path) -> io::Result<()> {
+    io::Write::write_all(&mut fs::File::options().write(true).create_new(true).open(path)?, HARMLESS.as_bytes())
 }
 
 /// Whether a step failed for what the private git directory looks like, so that a new one would do.

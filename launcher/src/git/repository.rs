@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
 
+use super::direct::HARMLESS;
 use super::place::read_plain;
 use crate::error::hinted;
 
@@ -37,7 +38,10 @@ impl Repository {
             return Err(hinted(refuse("it is a link, which a mount in a container cannot cover"), hint));
         }
         let (git_dir, common_dir) = if meta.is_dir() {
-            if dot_git.join("commondir").symlink_metadata().is_ok() {
+            // One that names the folder itself is what a session with --git=direct leaves if it is killed.
+            if read_plain(&dot_git.join("commondir"), SHORT).ok() != Some(None)
+                && read_plain(&dot_git.join("commondir"), SHORT).ok().flatten().as_deref() != Some(HARMLESS.as_bytes())
+            {
                 let hint =
                     "look at 'commondir' in it: git does not write that file there, so delete it unless you made it";
                 return Err(hinted(refuse("it points to another git directory"), hint));

@@ -51,7 +51,7 @@ fn fails_only_when_protected(prepare: &dyn Fn(&Scene), attack: &str, more: &[&st
     assert!(!marker(&scene).exists(), "the attacker's program ran in the next launcher");
 }
 
-fn host_commands(scene: &Scene, more: &[&str]) {
+pub(crate) fn host_commands(scene: &Scene, more: &[&str]) {
     scene.write("README.md", &(scene.read("README.md") + "by the user\n"));
     for folder in [""].iter().chain(more) {
         let folder = scene.root.join(folder);
@@ -65,7 +65,7 @@ fn host_commands(scene: &Scene, more: &[&str]) {
 
 fn nothing(_: &Scene) {}
 
-fn with_submodule(scene: &Scene) {
+pub(crate) fn with_submodule(scene: &Scene) {
     let library = scene.base().join("library");
     fs::create_dir(&library).unwrap();
     scene.git_in(&library, &["init", "-q", "-b", "main"]);
@@ -78,20 +78,20 @@ fn with_submodule(scene: &Scene) {
     scene.commit("submodules");
 }
 
-fn with_uninitialised_submodule(scene: &Scene) {
+pub(crate) fn with_uninitialised_submodule(scene: &Scene) {
     with_submodule(scene);
     scene.git(&["submodule", "--quiet", "deinit", "-f", "--all"]);
     fs::remove_dir_all(scene.root.join(".git/modules")).unwrap();
 }
 
-fn with_embedded_repository(scene: &Scene) {
+pub(crate) fn with_embedded_repository(scene: &Scene) {
     scene.git(&["init", "-q", "embedded"]);
     scene.git_in(&scene.root.join("embedded"), &["commit", "-q", "--allow-empty", "-m", "x"]);
     scene.git(&["-c", "advice.addEmbeddedRepo=false", "add", "embedded"]);
     scene.git(&["commit", "-q", "-m", "embedded"]);
 }
 
-fn with_worktree_inside(scene: &Scene) {
+pub(crate) fn with_worktree_inside(scene: &Scene) {
     scene.git(&["worktree", "add", "-q", "trees/t1"]);
     fs::write(scene.root.join(".git/info/exclude"), "/trees/\n/.worktrees/\n").unwrap();
 }

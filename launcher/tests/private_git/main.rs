@@ -13,8 +13,10 @@ mod export;
 mod git;
 
 mod attacks;
+mod direct_mode;
 mod gate;
 mod kinds;
+mod limits;
 mod lossless;
 mod refusals;
 mod scene;
