@@ -23,6 +23,7 @@ pub(crate) struct Login {
     found: Object,
     /// Keys that the agent's copy got beside what was found; none of the host's file's business.
     given: Object,
+    shared: bool,
 }
 
 /// What has become of the host's file; the word in result.json.
@@ -57,7 +58,7 @@ impl State {
 
 impl Login {
     pub(crate) fn none() -> Self {
-        Self { host: None, known: Vec::new(), found: Object::new(), given: Object::new() }
+        Self { host: None, known: Vec::new(), found: Object::new(), given: Object::new(), shared: false }
     }
 
     /// Opens the host's file for the whole session.
@@ -70,7 +71,7 @@ impl Login {
             Failure::new(Kind::Preparation, "cannot read '~/.pi/agent/auth.json': not a JSON object")
                 .hint("repair or remove the file, then log in again with `pi-docker auth`; it was left as it is")
         })?;
-        Ok(Self { host: Some(host), known, found, given: Object::new() })
+        Ok(Self { host: Some(host), known, found, given: Object::new(), shared: false })
     }
 
     /// What pi gets: the host's login, and the keys for providers that it has none for.
@@ -120,7 +121,18 @@ impl Login {
         }
         self.found = copy;
         self.known = self.current().unwrap_or_default();
-        Some((self.replace(json::text(&current).as_bytes(), State::LoggedIn), new))
+        let state = self.replace(json::text(&current).as_bytes(), State::LoggedIn);
+        self.shared |= state == State::LoggedIn && !new.is_empty();
+        Some((state, new))
+    }
+
+    /// In auth mode: what has become of the host's file so far.
+    pub(crate) fn state(&self) -> State {
+        match self.host {
+            None => State::None,
+            Some(_) if self.shared => State::LoggedIn,
+            Some(_) => State::Kept,
+        }
     }
 
     /// Writes over the host's file, if it is still the one this session knows.

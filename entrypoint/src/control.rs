@@ -5,22 +5,43 @@
 
 use std::cell::Cell;
 use std::io::Write;
+use std::os::unix::net::UnixDatagram;
 use std::time::{Duration, Instant};
 
 use crate::sys::{files::Place, net};
 
 pub(crate) struct Control {
     directory: Option<Place>,
+    /// Where the agent's side may say a line.
+    mailbox: Option<UnixDatagram>,
     /// Bytes that may still go into the log: it is on the host's disk, and some of its lines come from the agent's side.
     left: Cell<usize>,
 }
 
 const LOG_LIMIT: usize = 1 << 20;
 const LINE_LIMIT: usize = 1000;
+/// One datagram, one line. It is the agent's user's to write to, and to remove.
+const MAILBOX: &str = "/home/pi/.config/pi-docker/log";
 
 impl Control {
     pub(crate) fn new(directory: Option<Place>) -> Self {
-        Self { directory, left: Cell::new(LOG_LIMIT) }
+        Self { directory, mailbox: None, left: Cell::new(LOG_LIMIT) }
+    }
+
+    /// Begins to take lines for the log from the agent's side. A session does not fail by it.
+    pub(crate) fn open_mailbox(&mut self) {
+        self.mailbox = UnixDatagram::bind(MAILBOX).ok().filter(|mailbox| net::announce(mailbox).is_ok());
+    }
+
+    /// Writes the lines that have come into the log.
+    pub(crate) fn empty_mailbox(&self) {
+        let Some(mailbox) = &self.mailbox else { return };
+        let mut line = [0; LINE_LIMIT];
+        // Bounded, or a fast writer would keep PID 1 from everything else.
+        for _ in 0..100 {
+            let Ok(length) = mailbox.recv(&mut line) else { return };
+            self.append(&format!("pi-subagent: {}", String::from_utf8_lossy(&line[..length])));
+        }
     }
 
     /// Says a line to the user, and to the log.
@@ -36,6 +57,10 @@ impl Control {
 
     /// A line for `pi-docker logs`.
     pub(crate) fn log(&self, line: &str) {
+        self.append(&format!("pi-entrypoint: {line}"));
+    }
+
+    fn append(&self, line: &str) {
         let line = format!("{}\n", printable(line));
         let Some(left) = self.left.get().checked_sub(line.len()) else { return };
         self.left.set(left);

@@ -95,7 +95,10 @@ pub(crate) fn install(
         create(&gh, "config.yml", 0o600, b"version: \"1\"\ngit_protocol: https\nprompt: disabled\n")?;
     }
     create(agent, "auth.json", 0o600, login.for_agent(&secrets.keys).as_bytes())?;
-    certificates(&config, input)
+    let ours = config
+        .make_dir("pi-docker", 0o700)
+        .map_err(|error| Failure::preparing("make '.config/pi-docker'", &cause(&error)))?;
+    certificates(&ours, input)
 }
 
 impl GitHub {
@@ -136,7 +139,7 @@ fn gitconfig(secrets: &Secrets, input: &Place) -> Result<String> {
 }
 
 /// The system's certificates and the user's, in one bundle.
-fn certificates(config: &Place, input: &Place) -> Result<Variables> {
+fn certificates(ours: &Place, input: &Place) -> Result<Variables> {
     let extra = match input.read("ca.pem", LIMIT) {
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(&[]),
         content => content.map_err(|error| Failure::preparing("read 'ca.pem'", &cause(&error)))?,
@@ -146,10 +149,7 @@ fn certificates(config: &Place, input: &Place) -> Result<Variables> {
         bundle.push(b'\n');
     }
     bundle.extend(extra);
-    let ours = config
-        .make_dir("pi-docker", 0o700)
-        .map_err(|error| Failure::preparing("make '.config/pi-docker'", &cause(&error)))?;
-    create(&ours, "ca.pem", 0o600, &bundle)?;
+    create(ours, "ca.pem", 0o600, &bundle)?;
     Ok(CA_VARIABLES)
 }
 

@@ -13,6 +13,7 @@ mod defaults;
 mod environment;
 mod failure;
 mod json;
+mod memory;
 mod places;
 mod supervisor;
 mod sys;
@@ -29,7 +30,7 @@ use crate::places::Places;
 use crate::supervisor::{Cause, End, Status, Supervisor};
 use crate::sys::files::Place;
 use crate::sys::process::{NotStarted, Program, Step};
-use crate::sys::signals::{HUP, INT, QUIT, Signals, TERM};
+use crate::sys::signals::{HUP, INT, KILL, QUIT, Signals, TERM};
 
 /// How the session has ended, for the exit code and for result.json.
 struct Ending {
@@ -58,7 +59,7 @@ pub(crate) fn story(args: Vec<OsString>, signals: &Signals) -> u8 {
     };
     control = Control::new(places.control.take());
     let (ending, auth) = match Login::open(places.login.as_ref()) {
-        Ok(mut login) => session(&config, &places, &control, &mut login, signals),
+        Ok(mut login) => session(&config, &places, &mut control, &mut login, signals),
         Err(failure) => (report(&failure, &control), State::Failed),
     };
     control.result(ending.exit, ending.reason, auth.word());
@@ -69,7 +70,7 @@ pub(crate) fn story(args: Vec<OsString>, signals: &Signals) -> u8 {
 fn session(
     config: &Config,
     places: &Places,
-    control: &Control,
+    control: &mut Control,
     login: &mut Login,
     signals: &Signals,
 ) -> (Ending, State) {
@@ -82,9 +83,10 @@ fn session(
         return (ending, finish_login(config, login, prepared.agent.as_ref(), control));
     }
     let mut supervisor = Supervisor::new(signals, config.grace);
+    control.open_mailbox();
     control.ready();
     let ending = match run(config, &prepared, control, login, &mut supervisor) {
-        Ok(end) => describe(&end),
+        Ok(end) => describe(&end, control),
         Err(failure) => report(&failure, control),
     };
     if !supervisor.sweep() {
@@ -93,6 +95,7 @@ fn session(
     if config.export && config.mode == Mode::Session {
         export(config, &prepared, control, &mut supervisor, ending.asked);
     }
+    control.empty_mailbox();
     if supervisor.was_powerless() {
         control.say("cannot signal pi: CAP_KILL is missing");
     }
@@ -138,6 +141,7 @@ fn run(
     let last_moment = (config.mode == Mode::Auth).then(|| Instant::now() + config.auth_timeout);
     let mut arrived = false;
     let end = supervisor.run(&program, interval, || {
+        control.empty_mailbox();
         if let (Mode::Auth, Some(agent)) = (config.mode, &prepared.agent) {
             arrived |= share_login(login, agent, control);
         }
@@ -204,7 +208,7 @@ fn finish_login(config: &Config, login: &mut Login, agent: Option<&Place>, contr
     }
     let state = match config.mode {
         Mode::Export => State::None,
-        Mode::Auth => State::Kept,
+        Mode::Auth => login.state(),
         Mode::Session if config.keep_auth => login.keep(copy.as_deref()),
         Mode::Session => login.wipe(),
     };
@@ -216,13 +220,19 @@ fn finish_login(config: &Config, login: &mut Login, agent: Option<&Place>, contr
     state
 }
 
-fn describe(end: &End) -> Ending {
+fn describe(end: &End, control: &Control) -> Ending {
+    let starved = memory::out_of_memory_kills();
+    if starved > 0 {
+        control.say(&format!("out of memory: the kernel killed {starved} of the session's processes"));
+        control.say("hint: give the container more with PI_DOCKER_MEMORY");
+    }
     let reason = match (end.cause, end.status) {
         (Some(Cause::Heartbeat), _) => "heartbeat",
         (Some(Cause::Timeout), _) => "timeout",
         (Some(Cause::Terminated), _) if end.killed_by_us => "killed",
         (Some(Cause::Terminated), _) => "terminated",
         (None, Status::Exited(_)) => "exited",
+        (None, Status::Killed(KILL)) if starved > 0 => "out of memory",
         (None, Status::Killed(_)) => "signal",
     };
     Ending { exit: end.status.exit_code(), reason, asked: end.cause.is_some() }

@@ -7,7 +7,7 @@ use std::io;
 use std::time::{Duration, Instant};
 
 use crate::sys::process::{self, Change, Everyone, Group, Program};
-use crate::sys::signals::{CHLD, CONT, KILL, Received, Signals, TERM};
+use crate::sys::signals::{CHLD, CONT, IO, KILL, Received, Signals, TERM};
 use crate::sys::terminal::Terminal;
 
 /// How a program ended.
@@ -86,7 +86,8 @@ impl<'a> Supervisor<'a> {
         self.unreachable
     }
 
-    /// Starts the program and stays with it until it has ended. `tick` is called every `interval` and may ask for the end.
+    /// Starts the program and stays with it until it has ended. `tick` is called every `interval`, and when a socket has something to
+    /// read, and may ask for the end.
     pub(crate) fn run(
         &mut self,
         program: &Program,
@@ -111,6 +112,7 @@ impl<'a> Supervisor<'a> {
             let wake = [next_tick, main_deadline].into_iter().flatten().min();
             match self.signals.wait(wake.map(|at| at.saturating_duration_since(Instant::now()))) {
                 None => {}
+                Some(signal) if signal.number == IO && signal.from_kernel => next_tick = Some(now),
                 Some(signal) if signal.number == CHLD => {
                     if let Some(status) = self.reap() {
                         return Ok(self.ended(status));

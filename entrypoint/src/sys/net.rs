@@ -1,11 +1,13 @@
-//! Probes of the network: connections that are begun without waiting, and one wait for all of them.
+//! Sockets and descriptors that must not make this process wait: connections that are begun, and one wait for all of them; datagrams
+//! that are announced by a signal; whether a line can be written.
 //!
-//! Sockets come from the standard library where it can do it; a connection that does not block is what it cannot.
-#![expect(unsafe_code, reason = "a connection that does not block")]
+//! Sockets come from the standard library as far as it can do it.
+#![expect(unsafe_code, reason = "a connection that does not block, a socket that signals")]
 
 use std::io;
 use std::net::{SocketAddrV4, TcpStream, UdpSocket};
 use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
+use std::os::unix::net::UnixDatagram;
 use std::time::Instant;
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
@@ -37,6 +39,17 @@ pub(crate) fn begin_connect(address: SocketAddrV4) -> io::Result<TcpStream> {
         return Ok(socket.into());
     }
     Err(error)
+}
+
+/// From now on the kernel sends this process SIGIO when there is something to read, and reading never waits.
+pub(crate) fn announce(socket: &UnixDatagram) -> io::Result<()> {
+    let fd = socket.as_raw_fd();
+    // SAFETY: no pointer is passed.
+    let done = unsafe {
+        libc::fcntl(fd, libc::F_SETOWN, libc::getpid()) == 0
+            && libc::fcntl(fd, libc::F_SETFL, libc::O_ASYNC | libc::O_NONBLOCK) == 0
+    };
+    if done { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 
 /// Waits until a connection is decided or a datagram has come on any of these, at most until `deadline`. The indices that are ready:

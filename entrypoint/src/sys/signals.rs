@@ -12,6 +12,7 @@ pub(crate) const QUIT: i32 = libc::SIGQUIT;
 pub(crate) const KILL: i32 = libc::SIGKILL;
 pub(crate) const TERM: i32 = libc::SIGTERM;
 pub(crate) const CHLD: i32 = libc::SIGCHLD;
+pub(crate) const IO: i32 = libc::SIGIO;
 pub(crate) const CONT: i32 = libc::SIGCONT;
 
 const MASK_BYTES: usize = 8;

@@ -127,6 +127,12 @@ impl Case {
         case.env("PI_DOCKER_MODE", "session").env("PI_DOCKER_WORKDIR", "/workspace").env("PI_DOCKER_HEARTBEAT", "0")
     }
 
+    /// With a home directory that can be looked at after the end, as `home`.
+    pub(crate) fn keeping_home(self) -> Self {
+        fs::create_dir(self.dir.path().join("home")).unwrap();
+        self.before("umount /home/pi/.pi/agent/sessions /home/pi; mount --bind $D/home /home/pi; mkdir -p /home/pi/.pi/agent /home/pi/.cache")
+    }
+
     pub(crate) fn env(mut self, name: &str, value: &str) -> Self {
         self.variables.retain(|(known, _)| known != name);
         self.variables.push((name.into(), value.into()));
@@ -257,7 +263,10 @@ impl Running {
 
     /// Waits until a file that pi writes has this in it.
     pub(crate) fn await_text(&self, name: &str, text: &str) {
-        eventually(&format!("'{text}' in {name}"), || self.read(name).contains(text).then_some(()));
+        wait_for(
+            || format!("{text:?} in {name}: {:?}", self.read(name)),
+            || self.read(name).contains(text).then_some(()),
+        );
     }
 
     pub(crate) fn has_ended(&mut self) -> bool {
@@ -361,7 +370,10 @@ impl Terminal {
     }
 
     pub(crate) fn await_text(&self, text: &str) {
-        eventually(&format!("'{text}' on the screen"), || self.screen().contains(text).then_some(()));
+        wait_for(
+            || format!("{text:?} on the screen: {:?}", self.screen()),
+            || self.screen().contains(text).then_some(()),
+        );
     }
 
     /// What `stty` does or says with these words.
@@ -393,13 +405,17 @@ fn heed_signal(number: i32) {
 }
 
 /// Waits for a condition, and says which one did not come.
-pub(crate) fn eventually<T>(what: &str, mut condition: impl FnMut() -> Option<T>) -> T {
+pub(crate) fn eventually<T>(what: &str, condition: impl FnMut() -> Option<T>) -> T {
+    wait_for(|| what.to_owned(), condition)
+}
+
+fn wait_for<T>(what: impl Fn() -> String, mut condition: impl FnMut() -> Option<T>) -> T {
     let start = Instant::now();
     loop {
         if let Some(value) = condition() {
             return value;
         }
-        assert!(start.elapsed().as_secs() < PATIENCE.load(Ordering::Relaxed), "waited in vain for: {what}");
+        assert!(start.elapsed().as_secs() < PATIENCE.load(Ordering::Relaxed), "waited in vain for {}", what());
         std::thread::sleep(Duration::from_millis(2));
     }
 }
