@@ -86,6 +86,12 @@ pub(crate) fn install(
     let config =
         home.make_dir(".config", 0o700).map_err(|error| Failure::preparing("make '.config'", &cause(&error)))?;
     create(home, ".gitconfig", 0o600, gitconfig(secrets, input)?.as_bytes())?;
+    // Where `core.excludesFile` in it points to.
+    if let Ok(ignored) = input.read("gitignore", LIMIT) {
+        let git =
+            config.make_dir("git", 0o700).map_err(|error| Failure::preparing("make '.config/git'", &cause(&error)))?;
+        create(&git, "ignore", 0o600, &ignored)?;
+    }
     if let Some(github) = &secrets.github {
         create(home, ".git-credentials", 0o600, github.store().as_bytes())?;
         let gh =
@@ -94,7 +100,7 @@ pub(crate) fn install(
         // Or gh asks the network for the account's name before its first command.
         create(&gh, "config.yml", 0o600, b"version: \"1\"\ngit_protocol: https\nprompt: disabled\n")?;
     }
-    create(agent, "auth.json", 0o600, login.for_agent(&secrets.keys).as_bytes())?;
+    create(agent, "auth.json", 0o600, login.for_agent(&secrets.keys)?.as_bytes())?;
     let ours = config
         .make_dir("pi-docker", 0o700)
         .map_err(|error| Failure::preparing("make '.config/pi-docker'", &cause(&error)))?;

@@ -56,9 +56,21 @@ pub(crate) struct Options {
     /// Leave the login in ~/.pi/agent/auth.json at the end of the session
     #[arg(long)]
     pub(crate) keep_auth: bool,
+    /// Where the agent's git works: `private`, in a git directory of its own whose commits are fetched at the end, or `direct`, in the
+    /// repository's own, where it can plant programs that git on this machine runs
+    #[arg(long, value_name = "MODE", default_value = "private")]
+    pub(crate) git: GitMode,
     /// Run the agent as this user, by number, instead of the repository's owner
     #[arg(long, value_name = "UID:GID")]
     pub(crate) user: Option<Owner>,
+}
+
+/// Where the agent's git works.
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub(crate) enum GitMode {
+    #[default]
+    Private,
+    Direct,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Subcommand)]
@@ -104,6 +116,8 @@ pub(crate) enum Command {
         #[arg(long, short)]
         follow: bool,
     },
+    /// Fetch what has been committed so far in the sessions of the repository you are in
+    Fetch,
     /// End the sessions of the repository you are in, as if pi had been asked to quit
     Stop {
         /// End the sessions of every repository

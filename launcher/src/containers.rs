@@ -14,7 +14,6 @@ use crate::heartbeat::Heartbeat;
 use crate::home::Home;
 use crate::recover;
 use crate::run_dir::RunDir;
-use crate::state::State;
 use crate::terminal::Terminal;
 
 /// How much of a failed build is shown where nobody has seen it.
@@ -90,15 +89,14 @@ pub(crate) fn run(
 }
 
 /// Takes away everything that was made on this machine. All steps are tried; the first failure is returned.
-pub(crate) fn clean_up(docker: &Docker, home: &Home, state: Option<&State>, run: RunDir) -> Result<()> {
+pub(crate) fn clean_up(docker: &Docker, home: &Home, run: RunDir) -> Result<()> {
     let wiped = recover::wipe(&run.record).map(drop);
-    if let Some(state) = state {
-        recover::keep_logs(docker, home, &state.dir, &run.record, &run.path);
+    if !run.record.has_no_repository() {
+        recover::keep_logs(docker, home, &run.record, &run.path);
     }
     let removed = docker.remove_project(&run.record.project);
-    let released = state.map_or(Ok(()), |state| state.release(home, &run.record.session));
     // As long as something is left, the folder stays: the next start reads in it what to do.
-    match wiped.and(removed).and(released) {
+    match wiped.and(removed) {
         Ok(()) => run.remove(),
         Err(e) => {
             let _ = fs::remove_dir_all(run.path.join("in"));

@@ -148,7 +148,7 @@ impl Docker {
         let mut file = tempfile::tempfile().context("cannot make a file for docker's input")?;
         file.write_all(input).and_then(|()| file.rewind()).context("cannot make a file for docker's input")?;
         let mut command = self.command(words);
-        command.stdin(file);
+        command.stdin(file).stdout(Stdio::piped());
         answer(command, ANSWER)
     }
 
@@ -209,8 +209,16 @@ impl Docker {
         S: AsRef<OsStr>,
     {
         let mut command = self.command(words);
-        command.stdin(Stdio::null());
+        command.stdin(Stdio::null()).stdout(Stdio::piped());
         answer(command, limit)
+    }
+
+    /// Runs docker with its output in `file`. An error with what it says if it fails or takes longer than `limit`.
+    pub(crate) fn capture(&self, words: &[OsString], file: File, limit: Duration) -> Result<()> {
+        let mut command = self.command(words);
+        command.stdin(Stdio::null()).stdout(file);
+        let output = answer(command, limit)?;
+        if output.status.success() { Ok(()) } else { Err(failed("cannot run", "docker", &output)) }
     }
 
     fn command<I, S>(&self, words: I) -> Command
@@ -227,7 +235,7 @@ impl Docker {
 /// Runs a prepared docker and returns what it says, unless it takes longer than `limit`.
 fn answer(mut command: Command, limit: Duration) -> Result<process::Output> {
     // A group of its own: Ctrl-C is for the program in the foreground, and the clean-up goes on.
-    command.stdout(Stdio::piped()).stderr(Stdio::piped()).process_group(0);
+    command.stderr(Stdio::piped()).process_group(0);
     let child = command.spawn().map_err(not_started)?;
     let pid = child.id();
     let (sender, answer) = mpsc::channel();

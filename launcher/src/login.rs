@@ -61,6 +61,8 @@ pub(crate) fn start(config: Config, options: &Options, provider: Option<&str>) -
         interactive: true,
         selinux: selinux(),
         canary: &[],
+        git: &[],
+        export: false,
     };
     if options.dry_run {
         let plan = Plan::login(names, home.dir(), &run, &auth_path, provider, &choices);
@@ -102,7 +104,7 @@ pub(crate) fn start(config: Config, options: &Options, provider: Option<&str>) -
         }
         containers::run(&docker, &foreground, &run, &plan.command, heartbeat)
     });
-    let cleaned = containers::clean_up(&docker, &home, None, run);
+    let cleaned = containers::clean_up(&docker, &home, run);
     let status = ended?;
     cleaned?;
     let before: BTreeSet<&str> = auth.providers().collect();

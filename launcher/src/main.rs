@@ -14,6 +14,7 @@ mod error;
 mod facts;
 mod files;
 mod foreground;
+mod git;
 mod gitconfig;
 mod github;
 mod heartbeat;
@@ -26,6 +27,7 @@ mod models;
 mod ollama;
 mod overlay;
 mod plan;
+mod private_side;
 mod recover;
 mod repo;
 mod run_dir;
@@ -34,7 +36,6 @@ mod session;
 mod sessions;
 mod settings;
 mod signals;
-mod state;
 mod terminal;
 mod trial;
 mod update;
@@ -82,6 +83,7 @@ fn run(invocation: Invocation) -> Result<u8> {
         Command::Denied { follow, all } => sessions::denied(&config, all, follow),
         Command::Status { json } => sessions::status(&config, json),
         Command::Logs { follow } => sessions::logs(&config, follow),
+        Command::Fetch => sessions::fetch(&config),
         Command::Stop { all } => sessions::stop(&config, all),
         Command::Completions { shell } => {
             Terminal::new(true, true).answer(String::from_utf8_lossy(&cli::completions(shell)).trim_end());

@@ -7,6 +7,7 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
 use crate::cli::Owner;
+use crate::git;
 
 /// The names of a session's parts, all made from the repository's name and eight random digits.
 #[derive(Debug, Clone)]
@@ -70,6 +71,10 @@ pub(crate) struct Choices<'a> {
     pub(crate) selinux: bool,
     /// What must not answer from inside.
     pub(crate) canary: &'a [SocketAddr],
+    /// The mounts that have to do with git, outer ones first.
+    pub(crate) git: &'a [git::Mount],
+    /// Whether PID 1 has the commits handed out at the end.
+    pub(crate) export: bool,
 }
 
 /// What the containers are connected to.
@@ -104,7 +109,7 @@ impl Plan {
             Some(subfolder) => format!("/workspace/{subfolder}"),
         };
         let mut mounts = vec![Mount::new(places.root, "/workspace", false)];
-        mounts.extend(git_mounts(places));
+        mounts.extend(choices.git.iter().map(|mount| Mount::new(&mount.host, &mount.container, mount.read_only)));
         mounts.extend([Mount::new(places.state.join("sessions"), "/home/pi/.pi/agent/sessions", false)]);
         mounts.extend(run_mounts(places.auth, places.run));
         let canary: Vec<String> = choices.canary.iter().map(SocketAddr::to_string).collect();
@@ -116,6 +121,7 @@ impl Plan {
             ("PI_DOCKER_WORKDIR", workdir.clone()),
             ("PI_DOCKER_CANARY", canary.join(",")),
             ("PI_DOCKER_KEEP_AUTH", u8::from(choices.keep_auth).to_string()),
+            ("PI_DOCKER_EXPORT", u8::from(choices.export).to_string()),
         ]);
         Plan {
             command: run_command(&names, places, choices),
@@ -238,11 +244,6 @@ fn run_mounts(auth: &Path, run: &Path) -> [Mount; 3] {
     ]
 }
 
-/// Where git's own files come from: the repository's `.git` as it is, the worktrees from the state of this repository.
-fn git_mounts(places: &Places) -> Vec<Mount> {
-    vec![Mount::new(places.state.join("worktrees"), "/workspace/.worktrees", false)]
-}
-
 fn run_command(names: &Names, places: &Places, choices: &Choices) -> Vec<OsString> {
     let mut words = compose(places.home, choices.compose_override.as_deref());
     words.extend(["-f".into(), places.run.join("compose.json").into()]);
@@ -292,6 +293,8 @@ pub(crate) mod tests {
             interactive: false,
             selinux: false,
             canary: &["10.0.0.2:4711".parse().unwrap()],
+            git: &[],
+            export: false,
         };
         Plan::new(Names::new("a-b", "id", "0123abcd"), &places, &choices)
     }
@@ -317,6 +320,8 @@ pub(crate) mod tests {
             interactive: true,
             selinux: false,
             canary: &[],
+            git: &[],
+            export: false,
         };
         let names = Names::new("login", "", "0123abcd");
         Plan::login(

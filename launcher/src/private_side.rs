@@ -1,5 +1,6 @@
-//! When the private git directory is made ready and when it is fetched from: before a session, at its end, on request, and at a later
-//! start for a session that was killed. `git` does the work; this runs the short container that hands out what PID 1 could not.
+//! When git's side of a session is made ready and what happens to it afterwards: the private git directory is fetched from at the end, on
+//! request, and at a later start for a session that was killed; with `--git=direct` the repository's own is protected and looked at.
+//! `git` does the work; this runs the short container that hands out what PID 1 could not.
 
 use std::collections::BTreeSet;
 use std::ffi::OsString;
@@ -9,10 +10,10 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 
-use crate::cli::Owner;
+use crate::cli::{GitMode, Owner};
 use crate::docker::Docker;
 use crate::files::lock_file;
-use crate::git::{self, ImportReport, Limits, PrivateGit, Site};
+use crate::git::{self, ImportReport, Limits, Mount, Site, Watcher};
 use crate::home::Home;
 use crate::run_dir;
 use crate::terminal::{Terminal, printable};
@@ -20,7 +21,24 @@ use crate::terminal::{Terminal, printable};
 /// How long handing out may take.
 const EXPORT: Duration = Duration::from_secs(600);
 
-/// The private side of one repository.
+/// What a session has of git, from before its container to after it.
+pub(crate) struct Ready {
+    pub(crate) mounts: Vec<Mount>,
+    watcher: Option<Watcher>,
+    /// The repositories that the host's index linked to, with `--git=direct`.
+    linked: Vec<PathBuf>,
+}
+
+impl Ready {
+    /// Returns when all that was in the working tree is known: the container must not run before.
+    pub(crate) fn wait(&self) {
+        if let Some(watcher) = &self.watcher {
+            watcher.wait_until_ready();
+        }
+    }
+}
+
+/// Git's side of the sessions of one repository.
 pub(crate) struct PrivateSide<'a> {
     pub(crate) docker: &'a Docker,
     pub(crate) terminal: &'a Terminal,
@@ -34,40 +52,69 @@ pub(crate) struct PrivateSide<'a> {
     pub(crate) user: Owner,
     /// The agent's image.
     pub(crate) image: &'a str,
+    pub(crate) mode: GitMode,
 }
 
 impl PrivateSide<'_> {
-    /// Makes the private side ready for a session whose folder exists. What a killed session has left is fetched first; if that
-    /// cannot be done it is moved aside, whole, and said.
-    pub(crate) fn prepare(&self, session: &str) -> Result<PrivateGit> {
+    /// Makes git's side ready for a session whose folder exists.
+    pub(crate) fn prepare(&self, session: &str) -> Result<Ready> {
         let _lock = self.lock()?;
-        let state = self.state();
-        let live = self.live()?;
-        let open = git::unimported(&state).unwrap_or_default();
+        let (state, live) = (self.state(), self.live()?);
+        let mut linked = Vec::new();
+        let prepared = match self.mode {
+            GitMode::Private => {
+                self.fetch_left(&state, &live)?;
+                git::prepare(&self.site(session, &state, self.others(session, &live, &state)))?
+            }
+            GitMode::Direct => {
+                self.terminal.warn(&format!("--git=direct: {}", git::direct::weaknesses()), "");
+                if git::direct::ignore_worktrees(self.root)? {
+                    self.terminal.say("added '/.worktrees/' to the repository's .gitignore");
+                }
+                linked = git::direct::linked(self.root)?;
+                git::direct::protect(&self.site(session, &state, !live.is_empty()))?
+            }
+        };
+        prepared.warnings.iter().for_each(|line| self.terminal.warn(&printable(line), ""));
+        let watcher = Watcher::start(self.root.to_owned(), prepared.programs)?;
+        Ok(Ready { mounts: prepared.mounts, watcher: Some(watcher), linked })
+    }
+
+    /// Fetches what killed sessions have left; if that cannot be done it is moved aside, whole, and said.
+    fn fetch_left(&self, state: &Path, live: &BTreeSet<String>) -> Result<()> {
+        let open = git::unimported(state).unwrap_or_default();
         for left in open.iter().filter(|open| !live.contains(*open)) {
-            match self.fetch(left, None, &live) {
+            match self.fetch(left, None, live) {
                 Ok(report) => self.say(&report),
                 Err(e) => {
-                    self.terminal.warn(&format!("cannot fetch the commits of session {left}: {}", printable(&format!("{e:#}"))), "");
-                    if let Some(folder) = git::set_aside(&self.site(left, &state, false))? {
+                    self.terminal.warn(
+                        &format!("cannot fetch the commits of session {left}: {}", printable(&format!("{e:#}"))),
+                        "",
+                    );
+                    if let Some(folder) = git::set_aside(&self.site(left, state, false))? {
                         self.terminal.say(&format!("they are in '{}'", folder.display()));
                     }
                     break;
                 }
             }
         }
-        let prepared = git::prepare(&self.site(session, &state, self.others(session, &live, &state)))?;
-        prepared.warnings.iter().for_each(|line| self.terminal.warn(&printable(line), ""));
-        Ok(prepared)
+        Ok(())
     }
 
-    /// Fetches at the session's end what was committed in it, and takes away what was made in the working tree. A failure is said, and
-    /// left for the next start: nothing is lost by it.
-    pub(crate) fn finish(&self, session: &str, control: &Path) -> Result<()> {
+    /// Fetches at the session's end what was committed in it, says what was found in the working tree, and takes away what was made
+    /// there. A failure to fetch is said, and left for the next start: nothing is lost by it.
+    pub(crate) fn finish(&self, session: &str, control: &Path, ready: Option<Ready>) -> Result<()> {
         let _lock = self.lock()?;
-        let state = self.state();
-        let live = self.live()?;
-        if control.join("ready").exists() {
+        let (state, live) = (self.state(), self.live()?);
+        let mut linked = Vec::new();
+        if let Some(mut ready) = ready {
+            let found = ready.watcher.take().map(Watcher::finish).unwrap_or_default();
+            found.iter().for_each(|finding| self.terminal.warn(&finding.to_string(), ""));
+            linked = ready.linked;
+        }
+        if self.mode == GitMode::Direct {
+            git::direct::inspect(self.root, &linked)?.iter().for_each(|line| self.terminal.warn(line, ""));
+        } else if control.join("ready").exists() {
             match self.fetch(session, Some(control), &live) {
                 Ok(report) => self.say(&report),
                 Err(e) => self.terminal.warn(
@@ -82,16 +129,28 @@ impl PrivateSide<'_> {
         git::release(&self.site(session, &state, self.others(session, &live, &state)))
     }
 
-    /// Fetches from a session that goes on.
-    pub(crate) fn fetch_now(&self, session: &str, container: &str) -> Result<ImportReport> {
+    /// Fetches from a session that goes on. False if it had nothing new.
+    pub(crate) fn fetch_now(&self, session: &str, container: &str) -> Result<bool> {
         let _lock = self.lock()?;
         let state = self.state();
         let file = self.bundle_file(&state)?;
         let user = format!("{}:{}", self.user.uid, self.user.gid);
-        let words = ["exec", "--user", &user, "--env", "HOME=/home/pi", "--workdir", "/workspace", container, "pi-subagent", "export"];
+        let words = [
+            "exec",
+            "--user",
+            &user,
+            "--env",
+            "HOME=/home/pi",
+            "--workdir",
+            "/workspace",
+            container,
+            "pi-subagent",
+            "export",
+        ];
         self.docker.capture(&words.map(OsString::from), file.reopen()?, EXPORT)?;
-        // A name of its own: the session's commits have still to be fetched at its end.
-        git::import(&self.site(&format!("{session}-live"), &state, true), file.path(), &Limits::default())
+        let report = git::import_running(&self.site(session, &state, true), file.path(), &Limits::default())?;
+        self.say(&report);
+        Ok(!report.lines().is_empty())
     }
 
     fn fetch(&self, session: &str, control: Option<&Path>, live: &BTreeSet<String>) -> Result<ImportReport> {
@@ -112,10 +171,39 @@ impl PrivateSide<'_> {
         let name = format!("pi-docker-export-{session}");
         let user = format!("{}:{}", self.user.uid, self.user.gid);
         let mut words: Vec<OsString> = [
-            "run", "--rm", "--name", &name, "--network", "none", "--user", &user, "--cap-drop", "ALL",
-            "--security-opt", "no-new-privileges", "--read-only", "--tmpfs", "/tmp", "--memory", "1g", "--pids-limit", "128",
-            "--ulimit", "core=0", "--log-driver", "none", "--workdir", "/workspace", "--env", "HOME=/tmp",
-            "--env", "GIT_CONFIG_COUNT=1", "--env", "GIT_CONFIG_KEY_0=safe.directory", "--env", "GIT_CONFIG_VALUE_0=*",
+            "run",
+            "--rm",
+            "--name",
+            &name,
+            "--network",
+            "none",
+            "--user",
+            &user,
+            "--cap-drop",
+            "ALL",
+            "--security-opt",
+            "no-new-privileges",
+            "--read-only",
+            "--tmpfs",
+            "/tmp",
+            "--memory",
+            "1g",
+            "--pids-limit",
+            "128",
+            "--ulimit",
+            "core=0",
+            "--log-driver",
+            "none",
+            "--workdir",
+            "/workspace",
+            "--env",
+            "HOME=/tmp",
+            "--env",
+            "GIT_CONFIG_COUNT=1",
+            "--env",
+            "GIT_CONFIG_KEY_0=safe.directory",
+            "--env",
+            "GIT_CONFIG_VALUE_0=*",
         ]
         .map(OsString::from)
         .into();
@@ -137,6 +225,9 @@ impl PrivateSide<'_> {
 
     fn say(&self, report: &ImportReport) {
         report.lines().iter().for_each(|line| self.terminal.say(line));
+        if report.has_refusals() {
+            self.terminal.say(&format!("what was refused stays in '{}'", self.state().join("git").display()));
+        }
     }
 
     fn state(&self) -> PathBuf {

@@ -11,7 +11,6 @@ use crate::docker::Docker;
 use crate::home::Home;
 use crate::inputs;
 use crate::run_dir::{self, Found, Record};
-use crate::state::State;
 use crate::terminal::{Terminal, printable};
 
 /// The sessions whose launcher is gone.
@@ -51,11 +50,10 @@ impl Orphans {
             // It may be running still, and pi may have something to save. None of this name is what is hoped for.
             let _ = docker.stop(&found.record.container);
             if !found.record.has_no_repository() {
-                keep_logs(docker, home, &home.state(&found.record.repository_id), &found.record, &found.path);
+                keep_logs(docker, home, &found.record, &found.path);
             }
+            // What was committed in it is fetched at the next start in its repository: it is safe on the private side.
             let removed = docker.remove_project(&found.record.project).and_then(|()| {
-                State::new(home, &found.record.repository_id, &found.record.root)
-                    .release(home, &found.record.session)?;
                 std::fs::remove_dir_all(&found.path)
                     .with_context(|| format!("cannot remove '{}'", found.path.display()))
             });
@@ -68,7 +66,8 @@ impl Orphans {
 }
 
 /// Keeps what `pi-docker denied` and `pi-docker logs` show of a session that has ended. A session does not fail by it.
-pub(crate) fn keep_logs(docker: &Docker, home: &Home, state: &Path, record: &Record, run: &Path) {
+pub(crate) fn keep_logs(docker: &Docker, home: &Home, record: &Record, run: &Path) {
+    let state = home.state(&record.repository_id);
     let squid = docker.logs(&record.proxy());
     let allowed = inputs::read_list(&run.join("squid/allow.txt")).map(allowlist::merge).unwrap_or_default();
     let denials = squid.lines().filter_map(|line| Denial::parse(line, &allowed));

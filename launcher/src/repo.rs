@@ -54,16 +54,6 @@ impl Place {
         if cwd.strip_prefix(root.join(".git")).is_ok() {
             return Err(outside());
         }
-        let git = root.join(".git");
-        if !git.symlink_metadata().is_ok_and(|meta| meta.is_dir()) {
-            return Err(hinted(
-                format!(
-                    "cannot use '{}': its '.git' is not a folder (a linked worktree or a submodule)",
-                    root.display()
-                ),
-                "start from the main working tree",
-            ));
-        }
         let meta = fs::metadata(root).with_context(|| format!("cannot use '{}'", root.display()))?;
         utf8(&cwd)?;
         Ok(Place {

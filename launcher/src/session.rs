@@ -5,29 +5,30 @@ use std::ffi::OsString;
 use std::fs;
 use std::io::Read;
 use std::net::SocketAddr;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::thread;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, Result, anyhow};
 
-use crate::cli::Options;
+use crate::cli::{GitMode, Options};
 use crate::config::{Config, utf8};
 use crate::containers;
 use crate::docker::Docker;
 use crate::facts::{Facts, offer_to_keep, words_for_pi};
 use crate::files::Maker;
 use crate::foreground::Foreground;
+use crate::git::Mount;
 use crate::heartbeat::{Canary, Heartbeat};
 use crate::home::Home;
 use crate::images;
 use crate::inputs;
 use crate::overlay;
 use crate::plan::{self, Choices, Names, Places, Plan};
+use crate::private_side::{PrivateSide, Ready};
 use crate::recover::Orphans;
 use crate::repo::Place;
 use crate::run_dir::{Record, RunDir};
-use crate::state::State;
 use crate::terminal::{Terminal, printable};
 use crate::update;
 
@@ -39,7 +40,8 @@ struct Session<'a> {
     docker: Docker,
     facts: Facts,
     names: Names,
-    state: State,
+    /// `<state>`.
+    state: PathBuf,
     pi_args: Vec<String>,
     keep_auth: bool,
 }
@@ -68,7 +70,7 @@ pub(crate) fn start(config: Config, options: &Options, pi_args: Vec<OsString>) -
     }
     let facts = Facts::collect(&config, options, &home, place, images, &docker)?;
     let names = Names::new(&facts.place.safe_name(), &facts.place.id(), &random_id()?);
-    let state = State::new(&home, &names.repository_id, &facts.place.root);
+    let state = home.state(&names.repository_id);
     facts.warn(&terminal, &config);
     update::notice(&config, &home, &terminal);
     let mut keep_auth = options.keep_auth || config.setting("PI_DOCKER_KEEP_AUTH") == Some("1");
@@ -101,7 +103,8 @@ impl Session<'_> {
         self.build(&foreground)?;
         let maker = Maker::new(self.facts.user);
         let run = RunDir::create(self.home, self.record(), maker)?;
-        let ended = self.prepare(&run, maker).and_then(|(plan, heartbeat)| {
+        let mut ready = None;
+        let ended = self.prepare(&run, maker, &mut ready).and_then(|(plan, heartbeat)| {
             update::look_in_background(
                 self.config,
                 self.home,
@@ -112,9 +115,10 @@ impl Session<'_> {
             self.terminal.say(&self.facts.banner(&plan.names.project, &plan.workdir));
             containers::run(&self.docker, &foreground, &run, &plan.command, heartbeat)
         });
-        let cleaned = containers::clean_up(&self.docker, self.home, Some(&self.state), run);
+        let fetched = self.private_side().finish(&self.names.session, &run.path.join("control"), ready);
+        let cleaned = containers::clean_up(&self.docker, self.home, run);
         let status = ended?;
-        cleaned?;
+        fetched.and(cleaned)?;
         Ok(status)
     }
 
@@ -141,22 +145,37 @@ impl Session<'_> {
     }
 
     /// Writes everything that the containers are started with.
-    fn prepare(&self, run: &RunDir, maker: Maker) -> Result<(Plan, Heartbeat)> {
+    fn prepare(&self, run: &RunDir, maker: Maker, ready: &mut Option<Ready>) -> Result<(Plan, Heartbeat)> {
         let canary = Canary::open()?;
-        let plan = self.plan(&run.path, &canary.addresses);
-        let heartbeat = thread::scope(|scope| {
-            let volume = scope.spawn(|| self.docker.create_volume(&plan.names.cache_volume()));
+        thread::scope(|scope| {
+            let volume = scope.spawn(|| self.docker.create_volume(&self.names.cache_volume()));
             inputs::prepare_auth(&self.facts.auth, maker)?;
-            self.state.prepare(maker)?;
+            maker.dirs(&self.state.join("sessions"))?;
+            let git = &*ready.insert(self.private_side().prepare(&self.names.session)?);
+            let plan = self.plan(&run.path, &canary.addresses, &git.mounts);
             let secrets = inputs::write(self.config, self.home, &self.facts, self.terminal, run, maker)?;
             let control = run.write_control(maker)?;
-            let names = inputs::allowed_names(self.config, self.home, &self.state.dir)?;
+            let names = inputs::allowed_names(self.config, self.home, &self.state)?;
             run.write_squid(maker, &names, &inputs::squid_local(self.home)?)?;
             run.write_overlay(maker, &overlay::render(&plan))?;
             volume.join().map_err(|_| anyhow!("cannot make the cache volume"))??;
-            Heartbeat::start(&control, secrets, Some(canary))
-        })?;
-        Ok((plan, heartbeat))
+            git.wait();
+            Ok((plan, Heartbeat::start(&control, secrets, Some(canary))?))
+        })
+    }
+
+    fn private_side(&self) -> PrivateSide<'_> {
+        PrivateSide {
+            docker: &self.docker,
+            terminal: self.terminal,
+            home: self.home,
+            repository_id: &self.names.repository_id,
+            root: &self.facts.place.root,
+            env: &self.config.git_env,
+            user: self.facts.user,
+            image: &self.facts.images[0].name,
+            mode: self.options.git,
+        }
     }
 
     fn record(&self) -> Record {
@@ -175,12 +194,12 @@ impl Session<'_> {
         }
     }
 
-    fn plan(&self, run: &Path, canary: &[SocketAddr]) -> Plan {
+    fn plan(&self, run: &Path, canary: &[SocketAddr], git: &[Mount]) -> Plan {
         let places = Places {
             home: self.home.dir(),
             root: &self.facts.place.root,
             subfolder: &self.facts.place.subfolder,
-            state: &self.state.dir,
+            state: &self.state,
             run,
             auth: &self.facts.auth.path,
         };
@@ -193,13 +212,15 @@ impl Session<'_> {
             interactive: Terminal::is_interactive(),
             selinux: selinux(),
             canary,
+            git,
+            export: self.options.git == GitMode::Private,
         };
         Plan::new(self.names.clone(), &places, &choices)
     }
 
     /// Says what would be run.
     fn show(&self) -> Result<u8> {
-        let plan = self.plan(&self.home.runs().join(&self.names.session), &[]);
+        let plan = self.plan(&self.home.runs().join(&self.names.session), &[], &[]);
         let facts = &self.facts;
         let yes = |known: bool| if known { "yes" } else { "no" };
         let logins: Vec<&str> = facts.auth.providers().chain(self.config.provider_keys.keys().copied()).collect();
@@ -213,7 +234,7 @@ impl Session<'_> {
             ("token", yes(facts.token.is_some()).to_owned()),
             ("logins", if logins.is_empty() { "none".to_owned() } else { logins.join(", ") }),
             ("kept", yes(self.keep_auth).to_owned()),
-            ("state", utf8(&self.state.dir)?.to_owned()),
+            ("state", utf8(&self.state)?.to_owned()),
         ] {
             text += &format!("\n{name:<9}{}", printable(&value));
         }

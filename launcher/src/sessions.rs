@@ -12,12 +12,14 @@ use anyhow::{Context, Result};
 use serde_json::{Value, json};
 
 use crate::allowlist::{self, Domain};
+use crate::cli::{GitMode, Owner};
 use crate::config::Config;
 use crate::denied::{self, Denial, Kept};
 use crate::docker::Docker;
 use crate::error::Silent;
 use crate::home::Home;
 use crate::inputs;
+use crate::private_side::PrivateSide;
 use crate::repo::Place;
 use crate::run_dir::{self, Record};
 use crate::terminal::{Terminal, printable};
@@ -79,6 +81,30 @@ pub(crate) fn stop(config: &Config, all: bool) -> Result<u8> {
             .collect();
         ends.into_iter().try_for_each(|end| end.join().unwrap_or(Ok(())))
     })?;
+    Ok(0)
+}
+
+/// Fetches what has been committed so far in the sessions of the repository that the user is in.
+pub(crate) fn fetch(config: &Config) -> Result<u8> {
+    let scene = Scene::new(config, false)?;
+    let Some((record, _)) = scene.running()?.pop() else {
+        return Err(scene.none());
+    };
+    let side = PrivateSide {
+        docker: &scene.docker,
+        terminal: &scene.terminal,
+        home: &scene.home,
+        repository_id: &record.repository_id,
+        root: &record.root,
+        env: &config.git_env,
+        user: Owner { uid: record.user.0, gid: record.user.1 },
+        image: "",
+        mode: GitMode::Private,
+    };
+    // The sessions of a repository share one private git directory: any of them has it all.
+    if !side.fetch_now(&record.session, &record.container)? {
+        scene.terminal.say("nothing new");
+    }
     Ok(0)
 }
 

@@ -65,7 +65,7 @@ pub(crate) fn run<T>(ground: &Ground, look: impl FnOnce(&Trial) -> T) -> Result<
         drop(heartbeat);
         looked
     });
-    let cleaned = containers::clean_up(docker, ground.home, None, run);
+    let cleaned = containers::clean_up(docker, ground.home, run);
     let looked = looked?;
     cleaned?;
     Ok(looked)
@@ -87,6 +87,8 @@ fn start(ground: &Ground, run: &RunDir, names: Names) -> Result<Heartbeat> {
         interactive: false,
         selinux: selinux(),
         canary: &canary.addresses,
+        git: &[],
+        export: false,
     };
     let plan = Plan::trial(names, home.dir(), &run.path, &auth, &empty, &choices);
     let secrets = run.write_in(maker, &Secrets { github: None, auth: serde_json::Map::new() }, "", "")?;

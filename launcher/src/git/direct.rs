@@ -55,9 +55,9 @@ pub(crate) fn protect(site: &Site) -> Result<PrivateGit> {
         }
     }
     let git = Git::new(&repository.git_dir, site.env, site.owner);
-    let local = settings::parse(&git.run(&["config", "--list", "-z"])?);
+    let local = git.settings()?;
     direct.close_tree(site.root, &repository, &local)?;
-    let in_tree = in_tree::find(&repository, &settings::parse(&git.settings_of_user()?), &local);
+    let in_tree = in_tree::find(&repository, &git.settings_of_user()?, &local);
     for file in &in_tree.included {
         let path = file.strip_prefix(site.root).unwrap_or(file).to_owned();
         if !way_is_a_link(site.root, path.parent().unwrap_or(&path)) {
@@ -73,12 +73,7 @@ pub(crate) fn protect(site: &Site) -> Result<PrivateGit> {
     super::place::Folder::open(&worktrees, site.owner).context("cannot open the folder of worktrees")?;
     mounts.push(Mount { host: worktrees, container: format!("{}/.worktrees", paths::WORKSPACE), read_only: false });
     mounts.sort_by_key(|mount| mount.container.matches('/').count());
-    Ok(PrivateGit {
-        mounts,
-        git_dir: format!("{}/.git", paths::WORKSPACE),
-        programs: in_tree.programs,
-        warnings: direct.warnings,
-    })
+    Ok(PrivateGit { mounts, programs: in_tree.programs, warnings: direct.warnings })
 }
 
 struct Direct {
@@ -165,6 +160,11 @@ fn gitlinks(repository: &Repository, local: &[(String, String)]) -> Result<Vec<P
     Ok(links.gitlinks.into_iter().map(PathBuf::from).collect())
 }
 
+/// The other repositories that the index links to, for `inspect` to know them.
+pub(crate) fn linked(root: &Path) -> Result<Vec<PathBuf>> {
+    gitlinks(&Repository::at(root)?, &[])
+}
+
 /// What an agent may have left in the host's own git directory: one sentence each. `before` is what the index linked to at the start.
 pub(crate) fn inspect(root: &Path, before: &[PathBuf]) -> Result<Vec<String>> {
     let repository = Repository::at(root)?;
@@ -219,7 +219,7 @@ pub(crate) fn ignore_worktrees(root: &Path) -> Result<bool> {
     }
     let newline = if text.is_empty() || text.ends_with('\n') { "" } else { "\n" };
     let opened = fs::OpenOptions::new().append(true).create(true).custom_flags(libc::O_NOFOLLOW).open(&path);
-    let written = opened.and_then(|mut file| -> io::Result<()> { write!(file, "{newline}{LINE}\n") });
+    let written = opened.and_then(|mut file| -> io::Result<()> { writeln!(file, "{newline}{LINE}") });
     written.with_context(cannot)?;
     Ok(true)
 }

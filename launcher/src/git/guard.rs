@@ -84,7 +84,7 @@ pub(crate) fn survey<'a>(site: &Site<'a>, repository: Repository) -> Result<Surv
 impl<'a> Survey<'a> {
     fn add_part(&mut self, site: &Site<'a>, key: String, path: PathBuf, repository: Repository) -> Result<()> {
         let git = Git::new(&repository.git_dir, site.env, site.owner);
-        let settings = settings::parse(&git.run(&["config", "--list", "-z"])?);
+        let settings = git.settings()?;
         self.parts.push(Part { key, path, repository, git, settings });
         Ok(())
     }
@@ -92,7 +92,7 @@ impl<'a> Survey<'a> {
     /// Configuration that lies in the tree is made read-only: the host's git obeys every line of it.
     fn close_included(&mut self, site: &Site) -> Result<()> {
         let part = &self.parts[0];
-        let users = settings::parse(&part.git.settings_of_user()?);
+        let users = part.git.settings_of_user()?;
         let in_tree = in_tree::find(&part.repository, &users, &part.settings);
         self.programs = in_tree.programs;
         for file in in_tree.included {

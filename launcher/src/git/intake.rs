@@ -12,7 +12,7 @@ use super::ledger::{Known, Ledger};
 use super::refs::{KEEP, is_oid, is_ref_name};
 use super::report::{Landed, printable};
 use super::run::Git;
-use super::{Site, lfs, pin, settings};
+use super::{Site, lfs, pin};
 
 /// The intake of one repository.
 pub(crate) struct Intake<'a> {
@@ -61,7 +61,7 @@ impl Intake<'_> {
         let tips = pin::sort(git, &oids)?;
         let commits: BTreeSet<String> =
             oids.iter().filter(|oid| tips.commits.contains(*oid) || tips.tags.contains(*oid)).cloned().collect();
-        let config = settings::parse(&git.run(&["config", "--list", "-z"])?);
+        let config = git.settings()?;
         let promisor = config
             .iter()
             .any(|(key, value)| key.starts_with("remote.") && key.ends_with(".promisor") && value == "true");

@@ -141,9 +141,7 @@ fn look(site: &Site, part: &Part) -> Result<Seen> {
             head,
             index_tree,
             unmerged,
-            users: settings::parse(
-                &users.join().map_err(|_| anyhow::anyhow!("cannot read the settings: a thread panicked"))??,
-            ),
+            users: users.join().map_err(|_| anyhow::anyhow!("cannot read the settings: a thread panicked"))??,
             stash: String::from_utf8_lossy(&stash).lines().map(str::to_owned).collect(),
         })
     })

@@ -23,9 +23,8 @@ use crate::error::hinted;
 pub(crate) struct PrivateGit {
     /// Every mount of the container that has to do with git, outer ones first.
     pub(crate) mounts: Vec<Mount>,
-    /// The git directory's path in the container.
-    pub(crate) git_dir: String,
     /// Files and folders in the tree that the host's git is configured to run, for the watcher.
+    #[allow(dead_code, reason = "sessions do not watch yet")]
     pub(crate) programs: Vec<PathBuf>,
     /// What the user should know: one sentence each.
     pub(crate) warnings: Vec<String>,
@@ -55,7 +54,7 @@ pub(crate) fn prepare(site: &Site) -> Result<PrivateGit> {
     head::recover(site, &mut ledger)?;
     let repository = Repository::at(site.root)?;
     if site.others_live && !ledger.building && !ledger.repositories.is_empty() {
-        return join(site, ledger, &repository);
+        return join(site, ledger);
     }
     if let Some(session) = ledger.open.first() {
         bail!(hinted(
@@ -98,7 +97,7 @@ pub(crate) fn prepare(site: &Site) -> Result<PrivateGit> {
     ledger.open.push(site.session.to_owned());
     ledger.save(site)?;
     warnings.extend(survey.warnings);
-    Ok(PrivateGit { mounts, git_dir: git_dir(&repository), programs: survey.programs, warnings })
+    Ok(PrivateGit { mounts, programs: survey.programs, warnings })
 }
 
 /// The session never started: nothing has to be fetched for it.
@@ -132,21 +131,12 @@ pub(crate) fn release(site: &Site) -> Result<()> {
     ledger.save(site)
 }
 
-fn join(site: &Site, mut ledger: Ledger, repository: &Repository) -> Result<PrivateGit> {
+fn join(site: &Site, mut ledger: Ledger) -> Result<PrivateGit> {
     ledger.open.push(site.session.to_owned());
     let points: Vec<PathBuf> = vec![PathBuf::from(".worktrees")];
     make_points(site, &points, &mut ledger)?;
     ledger.save(site)?;
-    Ok(PrivateGit {
-        mounts: ledger.mounts,
-        git_dir: git_dir(repository),
-        programs: ledger.programs,
-        warnings: Vec::new(),
-    })
-}
-
-fn git_dir(repository: &Repository) -> String {
-    if repository.by_file { paths::APART.to_owned() } else { format!("{}/.git", paths::WORKSPACE) }
+    Ok(PrivateGit { mounts: ledger.mounts, programs: ledger.programs, warnings: Vec::new() })
 }
 
 /// Writes all private git directories. The ledger says so before and after: what is found half done is done again.

@@ -38,11 +38,6 @@ impl ImportReport {
         self.repositories.iter().flat_map(|r| &r.landed).any(|landed| matches!(landed, Landed::Refused { .. }))
     }
 
-    /// Nothing came.
-    pub(crate) fn is_empty(&self) -> bool {
-        self.repositories.iter().all(|r| r.landed.is_empty())
-    }
-
     /// One line for each thing that happened; safe to print.
     pub(crate) fn lines(&self) -> Vec<String> {
         let mut lines = Vec::new();
@@ -55,6 +50,11 @@ impl ImportReport {
                 };
                 lines.push(printable(&format!("{place}{landed}")));
             }
+        }
+        if self.has_refusals() {
+            lines.push(
+                "what was refused is in the container below 'refs/pi/refused/', from the next session on".to_owned(),
+            );
         }
         lines
     }
@@ -113,6 +113,6 @@ mod tests {
         let landed = Landed::Refused { name: "refs/heads/a\u{1b}]52;c;eA==\u{7}".to_owned(), why: "x\r\ny".to_owned() };
         let repository = RepositoryReport { path: "sub".into(), landed: vec![landed] };
         let lines = ImportReport { repositories: vec![repository] }.lines();
-        assert_eq!(lines, ["sub: branch 'a?]52;c;eA==?' was refused and is only on the private side: x??y"]);
+        assert_eq!(lines[0], "sub: branch 'a?]52;c;eA==?' was refused and is only on the private side: x??y");
     }
 }

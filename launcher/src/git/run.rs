@@ -10,6 +10,7 @@ use std::process::{Child, ChildStdin, Command, Output, Stdio};
 
 use anyhow::{Context, Result, bail};
 
+use super::settings;
 use crate::error::hinted;
 
 const SETTINGS: &[&str] = &[
@@ -67,15 +68,24 @@ impl<'a> Git<'a> {
         self.owner
     }
 
-    /// Every setting in force for the user, theirs and the system's too. Reading them starts nothing.
-    pub(crate) fn settings_of_user(&self) -> Result<Vec<u8>> {
-        let mut command = self.command(&["config", "--list", "-z"]);
+    /// The repository's own settings, of its common and its worktree's configuration. Reading settings starts nothing.
+    pub(crate) fn settings(&self) -> Result<Vec<(String, String)>> {
+        let output = self.command(&[], &["config", "--list", "-z"]).output().context("cannot run 'git'")?;
+        if !output.status.success() {
+            bail!("cannot read the settings of '{}': {}", self.dir.display(), words(&output));
+        }
+        Ok(settings::parse(&output.stdout))
+    }
+
+    /// Every setting in force for the user, theirs and the system's too. None if git cannot read them.
+    pub(crate) fn settings_of_user(&self) -> Result<Vec<(String, String)>> {
+        let mut command = self.command(&[], &["config", "--list", "-z"]);
         for name in ["GIT_CONFIG_GLOBAL", "GIT_CONFIG_NOSYSTEM"] {
             command.env_remove(name);
         }
         command.envs(self.env.iter().map(|(name, value)| (name, value)));
         let output = command.output().context("cannot run 'git'")?;
-        Ok(if output.status.success() { output.stdout } else { Vec::new() })
+        Ok(if output.status.success() { settings::parse(&output.stdout) } else { Vec::new() })
     }
 
     /// What git prints; an error with git's own words if it fails.
@@ -136,7 +146,7 @@ impl<'a> Git<'a> {
     }
 
     fn spawn(&self, args: &[&str]) -> Result<Child> {
-        match self.command(args).spawn() {
+        match self.command(SETTINGS, args).spawn() {
             Ok(child) => Ok(child),
             Err(e) if e.kind() == io::ErrorKind::NotFound && self.dir.is_dir() => {
                 Err(hinted("cannot run 'git': not found", "install git 2.25 or newer"))
@@ -145,7 +155,7 @@ impl<'a> Git<'a> {
         }
     }
 
-    fn command(&self, args: &[&str]) -> Command {
+    fn command(&self, settings: &[&str], args: &[&str]) -> Command {
         let mut command = Command::new("git");
         command.env_clear().envs(self.env.iter().map(|(name, value)| (name, value))).envs(VARIABLES.iter().copied());
         // No command that runs here looks at files of a working tree; the git directory stands in for it.
@@ -156,7 +166,7 @@ impl<'a> Git<'a> {
         if let Some((uid, gid)) = self.owner {
             command.uid(uid).gid(gid);
         }
-        for setting in SETTINGS {
+        for setting in settings {
             command.args([OsStr::new("-c"), OsStr::new(setting)]);
         }
         command.args(args).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());

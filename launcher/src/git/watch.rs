@@ -102,7 +102,7 @@ impl Watch {
             .map(|(path, (_, is_program))| (path.clone(), *is_program))
             .collect();
         for (path, is_program) in changed {
-            let shown = self.from_top(&path);
+            let shown = self.relative(&path);
             self.found.insert(if is_program { Finding::Program(shown) } else { Finding::Changed(shown) });
         }
         self.found.difference(&before).cloned().collect()
@@ -156,7 +156,7 @@ impl Watch {
         if !first {
             if !self.repositories.contains(dot_git) {
                 let folder = dot_git.parent().unwrap_or(dot_git);
-                self.found.insert(Finding::Repository(self.from_top(folder)));
+                self.found.insert(Finding::Repository(self.relative(folder)));
             }
             return;
         }
@@ -172,7 +172,7 @@ impl Watch {
             self.repositories.insert(path.to_owned());
             self.remember_parts(path);
         } else if !self.repositories.contains(path) {
-            self.found.insert(Finding::Bare(self.from_top(path)));
+            self.found.insert(Finding::Bare(self.relative(path)));
         }
     }
 
@@ -190,7 +190,7 @@ impl Watch {
         self.files.insert(path.to_owned(), (look_at(path, true), is_program));
     }
 
-    fn from_top(&self, path: &Path) -> PathBuf {
+    fn relative(&self, path: &Path) -> PathBuf {
         path.strip_prefix(&self.root).unwrap_or(path).to_owned()
     }
 }

@@ -2,7 +2,8 @@
 
 use std::fs;
 
-use crate::git::{Landed, Limits, import, import_running, unimported};
+use crate::git::report::Landed;
+use crate::git::{Limits, import, import_running, unimported};
 use crate::scene::{Scene, Session};
 
 fn kept(session: &Session, report: &crate::git::ImportReport, name: &str, why: &str) {
@@ -33,7 +34,7 @@ fn a_commit_made_in_the_container_is_on_the_hosts_branch_and_status_is_clean() {
     assert_eq!(scene.git(&["for-each-ref", "refs/pi"]), "", "nothing of the launcher's is left");
     assert!(scene.git(&["reflog", "-1", "main"]).contains("pi-docker: session"));
     scene.git(&["fsck", "--strict"]);
-    assert!(session.import().is_empty(), "a second import changes nothing");
+    assert!(session.import().lines().is_empty(), "a second import changes nothing");
 }
 
 #[test]
@@ -326,7 +327,7 @@ fn subagents_worktrees_and_branches_outlive_sessions() {
     );
     let report = next.import();
     assert!(
-        report.is_empty() && !scene.has("refs/heads/subagent/t"),
+        report.lines().is_empty() && !scene.has("refs/heads/subagent/t"),
         "what was deleted does not come back: {:?}",
         report.lines()
     );

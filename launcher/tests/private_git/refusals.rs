@@ -2,7 +2,8 @@
 
 use std::fs;
 
-use crate::git::{self, ImportReport, Landed, Limits};
+use crate::git::report::Landed;
+use crate::git::{self, ImportReport, Limits};
 use crate::scene::{Scene, Session};
 
 fn refused(report: &ImportReport, name: &str, why: &str) -> bool {

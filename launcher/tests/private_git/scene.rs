@@ -174,7 +174,7 @@ pub(crate) struct Session<'a> {
 impl<'a> Session<'a> {
     /// A container of an earlier session's mounts.
     pub(crate) fn of(scene: &'a Scene, id: &str, mounts: Vec<Mount>) -> Session<'a> {
-        let private = PrivateGit { mounts, git_dir: String::new(), programs: Vec::new(), warnings: Vec::new() };
+        let private = PrivateGit { mounts, programs: Vec::new(), warnings: Vec::new() };
         Session { scene, id: id.to_owned(), private }
     }
 
