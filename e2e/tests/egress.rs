@@ -107,7 +107,8 @@ fn an_address_another_port_and_another_protocol_are_refused() -> Result<()> {
 #[test]
 fn the_name_in_the_tls_greeting_has_to_be_allowed_too() -> Result<()> {
     let held = Held::new()?;
-    assert_eq!(held.curl("--connect-to github.com:443:api.github.com:443 https://github.com/octo/app/info/refs?service=git-upload-pack")?, 401);
+    let refs = "https://github.com/octo/app/info/refs?service=git-upload-pack";
+    assert_eq!(held.curl(&format!("--connect-to github.com:443:api.github.com:443 '{refs}'"))?, 401);
     assert_eq!(held.curl("--connect-to evil.example:443:api.github.com:443 https://evil.example/")?, 0);
     let requests = held.world.internet.requests()?;
     assert!(requests.iter().any(|request| request.host == "github.com"), "{requests:?}");

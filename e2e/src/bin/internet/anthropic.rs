@@ -88,8 +88,7 @@ pub(crate) async fn answer(world: &World, scenario: &Scenario, asked: Asked<'_>,
         }
         Err(refusal) => {
             let status = StatusCode::from_u16(refusal.0).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
-            let thread = body["thread"]["type"].as_str().unwrap_or("none");
-            asked.record(world, status, auth, json!({ "conversation": script::title(body["messages"].as_array().map_or(&[][..], Vec::as_slice)), "error": refusal.2, "model": body["model"], "thread": thread }));
+            asked.record(world, status, auth, refused(&body, &refusal));
             Ok(refuse(world, status, &refusal))
         }
     }
@@ -192,6 +191,17 @@ fn summary(body: &Value, messages: &[Value], turn: &Turn) -> Value {
         "text": script::last_text(messages),
         "system": body["system"].as_array().map(|blocks| blocks.iter().map(|block| block["text"].clone()).collect::<Value>()),
         "tools": tools,
+    })
+}
+
+/// What the record says of a request that is refused.
+fn refused(body: &Value, refusal: &Refusal) -> Value {
+    let messages = body["messages"].as_array().map(Vec::as_slice).unwrap_or_default();
+    json!({
+        "conversation": script::title(messages),
+        "error": refusal.2,
+        "model": body["model"],
+        "thread": body["thread"]["type"].as_str().unwrap_or("none"),
     })
 }
 
