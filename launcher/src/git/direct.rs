@@ -160,9 +160,12 @@ fn gitlinks(repository: &Repository, local: &[(String, String)]) -> Result<Vec<P
     Ok(links.gitlinks.into_iter().map(PathBuf::from).collect())
 }
 
-/// The other repositories that the index links to, for `inspect` to know them.
+/// The repositories that the index names, from the top. Reads it without git.
 pub(crate) fn linked(root: &Path) -> Result<Vec<PathBuf>> {
-    gitlinks(&Repository::at(root)?, &[])
+    let repository = Repository::at(root)?;
+    // Which hash it is with says the configuration; an index of the other one cannot be read.
+    let sha256 = [("extensions.objectformat".to_owned(), "sha256".to_owned())];
+    gitlinks(&repository, &[]).or_else(|_| gitlinks(&repository, &sha256))
 }
 
 /// What an agent may have left in the host's own git directory: one sentence each. `before` is what the index linked to at the start.
@@ -188,10 +191,7 @@ pub(crate) fn inspect(root: &Path, before: &[PathBuf]) -> Result<Vec<String>> {
             said.push(format!("'.git/{name}' is there: look at it before you continue, its steps can be commands"));
         }
     }
-    // The configuration could not be changed, but is not needed: an index of the other hash cannot be read, and that is said.
-    let links = gitlinks(&repository, &[])
-        .or_else(|_| gitlinks(&repository, &[("extensions.objectformat".to_owned(), "sha256".to_owned())]));
-    match links {
+    match linked(root) {
         Ok(links) => said.extend(links.iter().filter(|link| !before.contains(link)).map(|link| {
             format!(
                 "the index has '{}' as another repository: your git goes into it; run 'git rm --cached' on it",

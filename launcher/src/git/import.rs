@@ -26,7 +26,6 @@ pub(crate) fn import(site: &Site, bundle: &Path, limits: &Limits) -> Result<Impo
 }
 
 /// The same for a session that goes on: its commits have still to be fetched at its end.
-#[allow(dead_code, reason = "one caller is not there yet")]
 pub(crate) fn import_running(site: &Site, bundle: &Path, limits: &Limits) -> Result<ImportReport> {
     take(site, bundle, limits, false)
 }

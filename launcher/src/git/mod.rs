@@ -7,7 +7,6 @@ mod bundle;
 mod check;
 mod closing;
 mod cover;
-#[allow(dead_code, reason = "not every session is direct yet")]
 pub(crate) mod direct;
 mod filters;
 mod guard;
@@ -23,25 +22,22 @@ mod paths;
 mod pin;
 mod place;
 mod plant;
-mod prepare;
+pub(crate) mod prepare;
 mod refs;
 pub(crate) mod report;
 mod repository;
 mod run;
 mod settings;
-#[allow(dead_code, reason = "sessions do not watch yet")]
-mod watch;
+pub(crate) mod watch;
 
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 
-#[allow(unused_imports, reason = "one caller is not there yet")]
 pub(crate) use import::{Limits, import, import_running};
 pub(crate) use ledger::{mounts, set_aside, unimported};
 pub(crate) use prepare::{forget, prepare, release};
 pub(crate) use report::ImportReport;
-#[allow(unused_imports, reason = "sessions do not watch yet")]
-pub(crate) use watch::{Finding, Watch, Watcher};
+pub(crate) use watch::Watcher;
 
 /// A repository, its private side and the session that is meant.
 #[derive(Clone, Copy)]

@@ -24,7 +24,6 @@ pub(crate) struct PrivateGit {
     /// Every mount of the container that has to do with git, outer ones first.
     pub(crate) mounts: Vec<Mount>,
     /// Files and folders in the tree that the host's git is configured to run, for the watcher.
-    #[allow(dead_code, reason = "sessions do not watch yet")]
     pub(crate) programs: Vec<PathBuf>,
     /// What the user should know: one sentence each.
     pub(crate) warnings: Vec<String>,

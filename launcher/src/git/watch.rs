@@ -273,6 +273,7 @@ impl fmt::Display for Finding {
 /// A watch in a thread of its own. It ends when this is dropped.
 pub(crate) struct Watcher {
     /// What is found, as it is found.
+    #[allow(dead_code, reason = "for who can say it while the session runs")]
     pub(crate) findings: Receiver<Finding>,
     ready: Receiver<()>,
     stop: Arc<AtomicBool>,

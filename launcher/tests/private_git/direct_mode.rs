@@ -14,10 +14,13 @@ fn protected(scene: &Scene) -> Session<'_> {
     Session::of(scene, "direct", private.mounts)
 }
 
+/// How the repository is made, what the agent does, and where else the user goes.
+type Case<'a> = (&'a dyn Fn(&Scene), &'a str, &'a [&'a str]);
+
 #[test]
 fn files_that_name_programs_and_ways_into_other_repositories_are_closed() {
     let nothing = |_: &Scene| {};
-    let cases: &[(&dyn Fn(&Scene), &str, &[&str])] = &[
+    let cases: &[Case] = &[
         (&nothing, "cp -a .git .n; git config -f .n/config core.fsmonitor \"$EVIL\"; mv .git .o; mv .n .git", &[]),
         (
             &nothing,

@@ -3,7 +3,8 @@
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
-use crate::git::{Finding, Watch, Watcher};
+use crate::git::Watcher;
+use crate::git::watch::{Finding, Watch};
 use crate::scene::Scene;
 
 /// Waits until something is found; the claim is a second on an idle machine, and the machines that test are not.

@@ -2,6 +2,7 @@
 //! mounts that `prepare` names (a mount namespace, git 2.39 or whatever the system has, no capability), and looks at the host after.
 #![cfg(target_os = "linux")]
 #![expect(clippy::disallowed_methods, reason = "tests start git and read the PATH")]
+#![expect(clippy::unwrap_used, reason = "a test that cannot go on fails there")]
 
 #[allow(dead_code, reason = "the launcher uses what the tests do not")]
 #[path = "../../src/error.rs"]

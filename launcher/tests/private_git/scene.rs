@@ -7,7 +7,8 @@ use std::process::{Command, Output, Stdio};
 
 use tempfile::TempDir;
 
-use crate::git::{self, ImportReport, Limits, Mount, PrivateGit, Site};
+use crate::git::prepare::PrivateGit;
+use crate::git::{self, ImportReport, Limits, Mount, Site};
 
 pub(crate) struct Scene {
     dir: TempDir,
