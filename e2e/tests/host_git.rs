@@ -130,3 +130,15 @@ fn with_direct_git_commits_are_the_hosts_own_and_what_names_programs_is_closed()
     assert!(ran.stderr.contains("'inner'"), "{}", ran.stderr);
     Ok(())
 }
+
+#[test]
+fn a_session_works_in_a_linked_worktree() -> Result<()> {
+    let world = World::new("tools")?;
+    let linked = world.path("linked");
+    world.git(["worktree", "add", "--quiet", "-b", "aside", &linked.display().to_string()])?;
+    let script = "echo text >made.txt && git add made.txt && git commit -qm 'made inside'";
+    world.pi_docker().within(&linked).args(["-p", &format!("sh: {script}")]).run()?.expect(0)?;
+    assert_eq!(world.git(["log", "-1", "--format=%s", "aside"])?, "made inside");
+    assert_eq!(world.git(["-C", &linked.display().to_string(), "status", "--porcelain"])?, "");
+    Ok(())
+}

@@ -57,13 +57,6 @@ fn a_damaged_auth_json_is_named_and_left_as_it_is() {
 }
 
 #[test]
-fn a_git_that_is_a_file_is_refused_for_now_with_the_reason() {
-    let scene = Scene::new();
-    scene.git("repo", &["worktree", "add", "-q", "../linked"]);
-    scene.run("linked", &["--yes"]).fails_with(1, "linked worktree or a submodule");
-}
-
-#[test]
 fn words_that_are_not_utf_8_are_refused_and_not_changed() {
     let scene = Scene::new();
     let odd = std::ffi::OsString::from_vec(vec![b'x', 0xff]);
