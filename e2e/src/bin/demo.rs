@@ -87,7 +87,7 @@ fn narration(request: &Request) -> Option<String> {
         ("api.anthropic.com", _) if rule == "orchestrator" => "pi asks the model".to_owned(),
         ("api.anthropic.com", _) if request.status == 200 => format!("subagent '{rule}' asks the model"),
         // It cannot succeed, and how it fails tells what the token may do.
-        ("api.github.com", "POST") if request.status == 422 && text(request, "head").is_empty() => {
+        ("api.github.com", "POST") if request.status == 422 && text(request, "head") == text(request, "base") => {
             "a subagent asks GitHub whether the token may open pull requests: it may".to_owned()
         }
         ("api.github.com", "POST") if request.status == 201 => {
