@@ -75,7 +75,7 @@ impl Login {
     }
 
     /// What pi gets: the host's login, and the keys for providers that it has none for.
-    pub(crate) fn for_agent(&mut self, keys: &Object) -> String {
+    pub(crate) fn for_agent(&mut self, keys: &Object) -> Result<String> {
         let mut providers = self.found.clone();
         for (provider, key) in keys {
             if !self.found.contains_key(provider) {
@@ -83,7 +83,7 @@ impl Login {
                 providers.insert(provider.clone(), key.clone());
             }
         }
-        json::text(&providers)
+        json::text(&providers).ok_or_else(|| Failure::preparing("copy the host's 'auth.json'", "a fraction in it"))
     }
 
     /// Empties the host's file.
@@ -94,8 +94,8 @@ impl Login {
     /// Keeps the host's file, with what `copy`, the one pi has used, has refreshed in it.
     pub(crate) fn keep(&mut self, copy: Option<&[u8]>) -> State {
         let refreshed = copy.and_then(providers).and_then(|copy| refreshed(&self.found, &copy));
-        match refreshed {
-            Some(providers) if self.host.is_some() => self.replace(json::text(&providers).as_bytes(), State::Refreshed),
+        match refreshed.and_then(|providers| json::text(&providers)) {
+            Some(content) if self.host.is_some() => self.replace(content.as_bytes(), State::Refreshed),
             _ if self.host.is_some() => State::Kept,
             _ => State::None,
         }
@@ -121,7 +121,7 @@ impl Login {
         }
         self.found = copy;
         self.known = self.current().unwrap_or_default();
-        let state = self.replace(json::text(&current).as_bytes(), State::LoggedIn);
+        let state = self.replace(json::text(&current)?.as_bytes(), State::LoggedIn);
         self.shared |= state == State::LoggedIn && !new.is_empty();
         Some((state, new))
     }

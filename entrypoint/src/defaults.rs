@@ -8,7 +8,7 @@ use std::io::Write;
 use crate::config::{Config, Mode};
 use crate::control::Control;
 use crate::failure::{Failure, Result, cause};
-use crate::json::{self, Object};
+use crate::json;
 use crate::sys::files::{Kind, Place};
 
 const COPY_LIMIT: u64 = 64 << 20;
@@ -48,23 +48,18 @@ fn agent_directory(home: &Place) -> std::io::Result<Place> {
 
 /// The user's settings, and what this program has to say about the repository's own `.pi`.
 fn settings(config: &Config, copies: Option<&Place>, agent: &Place) -> Result<()> {
-    let mut settings = match copies.map(|copies| copies.read("settings.json", RULES_LIMIT)) {
-        None => Object::new(),
-        Some(Err(error)) if error.kind() == std::io::ErrorKind::NotFound => Object::new(),
-        Some(content) => content
-            .ok()
-            .and_then(|content| json::object(&content))
-            .ok_or_else(|| Failure::preparing("read the copy of 'settings.json'", "not a JSON object"))?,
+    let own = match copies.map(|copies| copies.read("settings.json", RULES_LIMIT)) {
+        None => None,
+        Some(Err(error)) if error.kind() == std::io::ErrorKind::NotFound => None,
+        Some(content) => Some(content.map_err(|error| Failure::preparing("read 'settings.json'", &cause(&error)))?),
     };
     if config.trust {
         create(agent, "trust.json", 0o600, b"{\"/workspace\": true}\n")?;
-    } else {
-        settings.insert("defaultProjectTrust".into(), "never".into());
+        return own.map_or(Ok(()), |own| create(agent, "settings.json", 0o600, &own));
     }
-    if !settings.is_empty() {
-        create(agent, "settings.json", 0o600, json::text(&settings).as_bytes())?;
-    }
-    Ok(())
+    let settings = json::with_member(own.as_deref().unwrap_or(b"{}"), "defaultProjectTrust", "never")
+        .ok_or_else(|| Failure::preparing("read 'settings.json'", "not a JSON object"))?;
+    create(agent, "settings.json", 0o600, settings.as_bytes())
 }
 
 /// One AGENTS.md out of the default rules, if the repository has none of its own, the user's, and those in the repository's `.pi`.

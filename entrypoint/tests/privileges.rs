@@ -5,7 +5,7 @@ mod common;
 
 use std::process::{Command, Stdio};
 
-use common::{Case, GID, OURS, Subject, Terminal, UID, eventually, field_of, namespace_of, status};
+use common::{Case, GID, Subject, Terminal, UID, eventually, field_of, namespace_of, status};
 
 const NONE: &str = "0000000000000000";
 
@@ -90,7 +90,7 @@ fn whoever_came_in_from_outside_is_ended_too() {
 
 /// In a shell that is PID 1, so that nothing of this can reach the machine, whatever goes wrong.
 fn outside_a_container(script: &str) -> common::Finished {
-    let script = format!("OURS={OURS}; {script}");
+    let script = format!("OURS={}; {script}", common::ours());
     Case::plain(&Subject::shell()).run(&[&script])
 }
 
@@ -98,7 +98,7 @@ fn outside_a_container(script: &str) -> common::Finished {
 fn outside_a_container_only_its_own_descendants_are_ended() {
     let ended = outside_a_container(
         "sleep 1000 & bystander=$!; setsid sleep 1001 & other=$!; \
-         $OURS bash -c 'trap \"\" TERM; setsid sleep 2000 & (setsid bash -c \"trap : TERM; while :; do sleep 0.01; done\" &); sleep 0.1; exit 4'; \
+         PI_DOCKER_GRACE=1 $OURS bash -c 'trap \"\" TERM; setsid sleep 2000 & (setsid bash -c \"trap : TERM; while :; do sleep 0.01; done\" &); sleep 0.1; exit 4'; \
          echo code=$?; kill -0 $bystander && kill -0 $other && echo bystanders; \
          ps -e -o comm= | grep -c -e sleep -e bash",
     );
@@ -118,7 +118,8 @@ fn outside_a_container_orphans_are_reaped_and_a_kill_of_everything_is_never_trie
 #[test]
 fn outside_a_container_job_control_is_the_shells() {
     let mut terminal = Terminal::new();
-    let running = Case::plain(&Subject::ours()).env("OURS", OURS).terminal(&terminal).start(&["bash", "--norc", "-i"]);
+    let running =
+        Case::plain(&Subject::ours()).env("OURS", &common::ours()).terminal(&terminal).start(&["bash", "--norc", "-i"]);
     terminal.types("PI_DOCKER_MODE=export PI_DOCKER_UID=$UID PI_DOCKER_GID=51235 PI_DOCKER_WORKDIR=/ $OURS bash -c 'trap \"echo interrupted; exit 6\" INT; echo up; while :; do read -t 0.05 line && echo \"read $line\"; done'\n");
     terminal.await_text("\nup");
     terminal.types("one\n");

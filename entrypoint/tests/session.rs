@@ -131,7 +131,7 @@ fn copies_of_the_users_resources_are_in_the_agent_directory() {
         ended.stdout,
         ended.stderr
     );
-    assert!(ended.stdout.contains("{\n  \"theme\": \"dark\"\n}\n{\"/workspace\": true}\n"), "{}", ended.stdout);
+    assert!(ended.stdout.contains("{\"theme\": \"dark\"}{\"/workspace\": true}\n"), "{}", ended.stdout);
     assert!(!ended.stdout.contains("link") && !ended.stdout.contains("fifo"), "{}", ended.stdout);
 }
 
@@ -147,7 +147,7 @@ fn a_repository_that_is_not_trusted_brings_nothing_in() {
             .stdout
     };
     assert_eq!(extension("1"), "trust.json\n");
-    assert_eq!(extension("0"), "shipped{\n  \"defaultProjectTrust\": \"never\"\n}\n");
+    assert_eq!(extension("0"), "shipped{\"defaultProjectTrust\": \"never\"}\n");
 }
 
 #[test]

@@ -17,7 +17,11 @@ use std::time::{Duration, Instant};
 
 use tempfile::TempDir;
 
-pub(crate) const OURS: &str = env!("CARGO_BIN_EXE_pi-entrypoint");
+/// The program under test: the one that cargo has built for the tests, or another build of it.
+pub(crate) fn ours() -> String {
+    std::env::var("PI_ENTRYPOINT_UNDER_TEST").unwrap_or_else(|_| env!("CARGO_BIN_EXE_pi-entrypoint").into())
+}
+
 pub(crate) const UID: u32 = 51234;
 pub(crate) const GID: u32 = 51235;
 pub(crate) const LOGIN: &str =
@@ -36,7 +40,7 @@ pub(crate) struct Subject {
 
 impl Subject {
     pub(crate) fn ours() -> Self {
-        Self { name: "pi-entrypoint".into(), argv: vec![OURS.into()] }
+        Self { name: "pi-entrypoint".into(), argv: vec![ours()] }
     }
 
     /// A shell as PID 1, for what is not PID 1 itself.
@@ -52,6 +56,7 @@ pub(crate) struct Case {
     variables: Vec<(String, String)>,
     script: String,
     wrapper: String,
+    inner: String,
     capabilities: String,
     stdio: Option<File>,
     network: bool,
@@ -92,6 +97,7 @@ impl Case {
             variables: Vec::new(),
             script: String::new(),
             wrapper: String::new(),
+            inner: String::new(),
             capabilities: CAPABILITIES.into(),
             stdio: None,
             network: false,
@@ -157,6 +163,13 @@ impl Case {
         self
     }
 
+    /// The same, directly in front of it, with no more rights than it has.
+    pub(crate) fn around(mut self, command: &str) -> Self {
+        self.inner.push_str(command);
+        self.inner.push(' ');
+        self
+    }
+
     pub(crate) fn capabilities(mut self, set: &str) -> Self {
         self.capabilities = set.into();
         self
@@ -191,11 +204,12 @@ impl Case {
 
     pub(crate) fn start(self, argv: &[&str]) -> Running {
         let script = format!(
-            "set -e\nD={}\n{}\nexec {}setpriv --bounding-set={} --inh-caps=-all \"$@\"",
+            "set -e\nD={}\n{}\nexec {}setpriv --bounding-set={} --inh-caps=-all {}\"$@\"",
             self.dir.path().display(),
             self.script,
             self.wrapper,
-            self.capabilities
+            self.capabilities,
+            self.inner
         );
         let mut command = Command::new("unshare");
         // Setting an id makes the standard library fork: the other way, by which cargo has started this, leaves signals ignored.
