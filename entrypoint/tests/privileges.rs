@@ -74,7 +74,8 @@ fn descriptors_do_not_leak_and_missing_ones_are_made_up_for() {
 
 #[test]
 fn whoever_came_in_from_outside_is_ended_too() {
-    let running = Case::session().start_script("echo ready >/workspace/log; sleep 1000 & wait");
+    let running =
+        Case::session().env("PI_DOCKER_GRACE", "1").start_script("echo ready >/workspace/log; sleep 1000 & wait");
     running.await_text("workspace/log", "ready");
     let target = running.pid.to_string();
     let mut guest = Command::new("nsenter")
@@ -100,7 +101,7 @@ fn outside_a_container_only_its_own_descendants_are_ended() {
         "sleep 1000 & bystander=$!; setsid sleep 1001 & other=$!; \
          PI_DOCKER_GRACE=1 $OURS bash -c 'trap \"\" TERM; setsid sleep 2000 & (setsid bash -c \"trap : TERM; while :; do sleep 0.01; done\" &); sleep 0.1; exit 4'; \
          echo code=$?; kill -0 $bystander && kill -0 $other && echo bystanders; \
-         ps -e -o comm= | grep -c -e sleep -e bash",
+         ps -e -o comm= >$OUT/ps; grep -c -e sleep -e bash $OUT/ps",
     );
     assert_eq!(ended.stdout, "code=4\nbystanders\n3\n");
 }
