@@ -28,7 +28,7 @@ fn fails_only_when_protected(prepare: &dyn Fn(&Scene), attack: &str, more: &[&st
     let scene = Scene::new();
     prepare(&scene);
     let output = scene.try_inside(&scene.unprotected(), &script(&scene));
-    host_commands(&scene, more);
+    host_commands_until_attacked(&scene, more);
     assert!(
         marker(&scene).exists(),
         "unprotected, the attack must work: {attack}\n{}",
@@ -52,13 +52,23 @@ fn fails_only_when_protected(prepare: &dyn Fn(&Scene), attack: &str, more: &[&st
 }
 
 pub(crate) fn host_commands(scene: &Scene, more: &[&str]) {
+    run_host_commands(scene, more, &|| false);
+}
+
+/// The same, to show that an attack works: what comes after the first trace of it does not matter.
+pub(crate) fn host_commands_until_attacked(scene: &Scene, more: &[&str]) {
+    run_host_commands(scene, more, &|| marker(scene).exists());
+}
+
+fn run_host_commands(scene: &Scene, more: &[&str], enough: &dyn Fn() -> bool) {
     scene.write("README.md", &(scene.read("README.md") + "by the user\n"));
     for folder in [""].iter().chain(more) {
         let folder = scene.root.join(folder);
-        if folder.is_dir() {
-            for command in HOST_COMMANDS {
-                scene.try_git(&folder, command);
+        for command in HOST_COMMANDS.iter().filter(|_| folder.is_dir()) {
+            if enough() {
+                return;
             }
+            scene.try_git(&folder, command);
         }
     }
 }

@@ -4,7 +4,8 @@ use std::fs;
 use std::path::PathBuf;
 
 use crate::attacks::{
-    host_commands, with_embedded_repository, with_submodule, with_uninitialised_submodule, with_worktree_inside,
+    host_commands, host_commands_until_attacked, with_embedded_repository, with_submodule,
+    with_uninitialised_submodule, with_worktree_inside,
 };
 use crate::git::direct;
 use crate::scene::{Scene, Session, marker};
@@ -68,7 +69,11 @@ fn files_that_name_programs_and_ways_into_other_repositories_are_closed() {
             // Each command by itself: one that fails does not keep the others from being tried.
             let _ = scene
                 .try_inside(&mounts, &format!("set +e; EVIL='touch {}; false'\n{attack}", marker(&scene).display()));
-            host_commands(&scene, more);
+            if protect {
+                host_commands(&scene, more)
+            } else {
+                host_commands_until_attacked(&scene, more)
+            }
             assert_eq!(marker(&scene).exists(), !protect, "protected {protect}: {attack}");
         }
     }

@@ -290,7 +290,7 @@ fn git_directory_elsewhere_split_index_untracked_cache_and_worktree_settings() {
 fn many_branches_and_tags() {
     let scene = Scene::new();
     let head = scene.oid("HEAD");
-    let refs: String = (0..1500).map(|n| format!("create refs/heads/b/{n} {head}\n")).collect();
+    let refs: String = (0..300).map(|n| format!("create refs/heads/b/{n} {head}\n")).collect();
     fs::write(scene.base().join("refs"), refs).unwrap();
     scene.inside(&[crate::git::Mount { host: scene.base(), container: "/workspace".into(), read_only: false }],
         "cd repo; git config --global --add safe.directory '*'; git update-ref --stdin < ../refs; for i in 1 2 3; do git tag -a -m $i t$i; done; git pack-refs --all");

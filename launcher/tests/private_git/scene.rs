@@ -4,6 +4,7 @@ use std::ffi::OsString;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
+use std::sync::OnceLock;
 
 use tempfile::TempDir;
 
@@ -29,7 +30,23 @@ pub(crate) fn marker(scene: &Scene) -> PathBuf {
 impl Scene {
     /// A repository with two commits on `main`, an ordinary user's git configuration, and a bare `origin`.
     pub(crate) fn new() -> Scene {
-        Scene::with(&["init", "-q", "-b", "main"])
+        static MADE: OnceLock<PathBuf> = OnceLock::new();
+        let made = MADE.get_or_init(|| {
+            // Kept between runs, and made anew when this file has changed.
+            let place =
+                Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("scene-{}", include_str!("scene.rs").len()));
+            if !place.exists() {
+                let scene = Scene::with(&["init", "-q", "-b", "main"]);
+                let half = place.with_extension(std::process::id().to_string());
+                assert!(Command::new("cp").arg("-a").arg(scene.dir.path()).arg(&half).status().unwrap().success());
+                let _ = fs::rename(half, &place);
+            }
+            place
+        });
+        let scene = Scene::empty();
+        let copied = Command::new("cp").arg("-a").arg(made.join(".")).arg(scene.dir.path()).status().unwrap();
+        assert!(copied.success());
+        scene
     }
 
     /// The same, made by another `git init`.
@@ -54,7 +71,7 @@ impl Scene {
         for folder in [&root, &state, &home] {
             fs::create_dir(folder).unwrap();
         }
-        fs::write(home.join(".gitconfig"), "[user]\n\tname = Ada\n\temail = ada@example.com\n[protocol \"file\"]\n\tallow = always\n[advice]\n\tdetachedHead = false\n").unwrap();
+        fs::write(home.join(".gitconfig"), "[user]\n\tname = Ada\n\temail = ada@example.com\n[protocol \"file\"]\n\tallow = always\n[advice]\n\tdetachedHead = false\n[gc]\n\tauto = 0\n[maintenance]\n\tauto = false\n").unwrap();
         fs::write(home.join(".bashrc"), "# mine\n").unwrap();
         let path = std::env::var_os("PATH").unwrap();
         let env = vec![("PATH".into(), path), ("HOME".into(), home.clone().into_os_string())];
