@@ -61,7 +61,8 @@ fn start(cli: Cli) -> Result<u8> {
     // Another process of the user must not read the token out of our memory.
     sys::hide().or_fail(Code::Internal, || "cannot protect the process".into())?;
     if let Command::Export { full } = cli.command {
-        let written = export::export(Path::new("/workspace"), full, &mut std::io::BufWriter::new(std::io::stdout().lock()));
+        let written =
+            export::export(Path::new("/workspace"), full, &mut std::io::BufWriter::new(std::io::stdout().lock()));
         return written.map(|()| 0).or_fail(Code::Internal, || "cannot hand out the commits".into());
     }
     let config = Config::from_env()?;
