@@ -34,6 +34,8 @@ impl Scene {
         for name in ["docker-compose.yml", "squid.conf", "allowlist.txt", "AGENTS.md"] {
             scene.write(&format!("home/{name}"), &fs::read_to_string(shipped.join(name)).unwrap());
         }
+        // Where it was built may be out of an ordinary user's reach.
+        fs::copy(env!("CARGO_BIN_EXE_pi-docker"), scene.path("pi-docker")).unwrap();
         scene.write("user/.gitconfig", "[user]\n\tname = T\n\temail = t@example.com\n");
         fs::create_dir(scene.path("repo")).unwrap();
         scene.own(&scene.path(""));
@@ -59,7 +61,7 @@ impl Scene {
 
     /// The program in this folder, with an engine that is not there.
     pub(crate) fn command(&self, folder: &str, words: &[&str]) -> Run {
-        let mut command = self.as_user(env!("CARGO_BIN_EXE_pi-docker"));
+        let mut command = self.as_user(self.path("pi-docker"));
         command.current_dir(self.path(folder)).args(words);
         command.env("PI_DOCKER_HOME", self.path("home")).env("DOCKER_HOST", "unix:///nonexistent/docker.sock");
         Run(command)
@@ -88,7 +90,7 @@ impl Scene {
         lines
     }
 
-    fn as_user(&self, program: &str) -> Command {
+    fn as_user(&self, program: impl AsRef<OsStr>) -> Command {
         let mut command = Command::new(program);
         command
             .env_clear()
