@@ -214,8 +214,8 @@ impl Case {
         let mut command = Command::new("unshare");
         // Setting an id makes the standard library fork: the other way, by which cargo has started this, leaves signals ignored.
         command.gid(0);
-        heed_signal(32);
-        heed_signal(33);
+        // A job in the background of a shell is started with the first two ignored.
+        [2, 3, 32, 33].into_iter().for_each(heed_signal);
         command.args(["--mount", "--pid", "--fork", "--kill-child", "--mount-proc", "--propagation", "private"]);
         if !self.network {
             command.arg("--net");
