@@ -171,6 +171,16 @@ fn a_branch_changed_on_the_host_in_mid_session_is_left_alone() {
 }
 
 #[test]
+fn the_hosts_branch_stays_if_the_working_tree_is_not_on_it_any_more() {
+    let scene = Scene::new();
+    let session = scene.prepare();
+    session.agent("echo x >> README.md; git commit -qam x; git checkout -q --detach HEAD~1");
+    let report = session.import();
+    kept(&session, &report, "refs/heads/main", "the container was not on it");
+    assert_eq!((scene.status().as_str(), scene.git(&["log", "--format=%s", "-1"]).as_str()), ("", "second"));
+}
+
+#[test]
 fn a_branch_that_another_working_tree_is_on_is_kept_aside() {
     let scene = Scene::new();
     scene.git(&["worktree", "add", "-q", "-b", "elsewhere", "../elsewhere"]);
@@ -352,4 +362,27 @@ fn two_sessions_share_one_private_side_and_neither_disturbs_the_other() {
     assert_eq!(scene.git(&["log", "--format=%s", "-2"]), "two\none");
     assert!(!scene.root.join(".worktrees").exists());
     assert!(crate::git::unimported(&scene.state).unwrap().is_empty());
+}
+
+#[test]
+fn a_file_changed_in_the_same_second_as_the_index_is_seen_as_changed_on_both_sides() {
+    let scene = Scene::new();
+    // Same length, same second: only the index's own time tells git to compare the content.
+    for round in 0..100 {
+        scene.write("racy", &format!("{round:04} before\n"));
+        scene.git(&["add", "racy"]);
+        scene.write("racy", &format!("{round:04} after!\n"));
+        let changed = |path: &str| fs::metadata(scene.root.join(path)).unwrap().modified().unwrap();
+        let second = |path: &str| changed(path).duration_since(std::time::UNIX_EPOCH).unwrap().as_secs();
+        if second("racy") == second(".git/index") {
+            break;
+        }
+    }
+    // In that very second any copy would do.
+    scene.inside(&scene.unprotected(), "while [ $(date +%s) -le $(stat -c %Y racy) ]; do sleep 0.1; done");
+    let session = scene.prepare();
+    assert_eq!(session.agent("git status --porcelain"), "AM racy\n");
+    session.agent("echo other > other; git add other; git commit -qm other -- other");
+    session.import();
+    assert_eq!(scene.status(), "AM racy");
 }

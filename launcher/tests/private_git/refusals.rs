@@ -162,6 +162,25 @@ fn a_bundle_that_points_to_what_it_does_not_bring_is_refused() {
 }
 
 #[test]
+fn what_the_host_has_only_in_part_cannot_be_named() {
+    let scene = Scene::new();
+    let session = scene.prepare();
+    // A commit that lies about on the host, its tree gone long ago.
+    scene.write(
+        "hollow",
+        "tree 1111111111111111111111111111111111111111\nauthor a <a> 0 +0000\ncommitter a <a> 0 +0000\n\nx\n",
+    );
+    let hollow = scene.git(&["hash-object", "-t", "commit", "-w", "--literally", "hollow"]);
+    let good = scene.git(&["commit-tree", "-p", "HEAD", "-m", "good", "HEAD^{tree}"]);
+    let bundle = scene.base().join("by-hand");
+    let refs = format!("[[\"refs/heads/hollow\",\"{hollow}\"],[\"refs/heads/good\",\"{good}\"]]");
+    fs::write(&bundle, format!("{{\"pi-export\":1}}\n{{\"end\":{{\"\":{{\"refs\":{refs}}}}}}}\n")).unwrap();
+    let report = session.import_file(&bundle).unwrap();
+    assert!(refused(&report, "refs/heads/hollow", "not complete"), "{:?}", report.lines());
+    assert!(scene.has("refs/heads/good") && !scene.has("refs/heads/hollow"), "{:?}", report.lines());
+}
+
+#[test]
 fn more_than_the_limits_is_refused_and_stays_on_the_private_side() {
     let scene = Scene::new();
     let session = scene.prepare();
