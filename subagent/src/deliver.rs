@@ -8,13 +8,15 @@ use serde_json::json;
 
 use crate::commit::{leftovers, settle_branch};
 use crate::failure::{Code, Failure, OrFail, Result};
+use crate::git::Git;
 use crate::github::Wanted;
 use crate::job::Job;
 use crate::leak;
 use crate::pr_text::{self, Source, compose, subjects, template};
 use crate::preflight::Remote;
+use crate::probe::diff_stat;
 use crate::remote;
-use crate::repo::{ahead_behind, diff_stat};
+use crate::repo::ahead_behind;
 use crate::report::{GitInfo, PrInfo, Stage};
 
 use crate::task::PrMode;
@@ -49,7 +51,8 @@ async fn collect(job: &mut Job, done: &mut Delivered) -> Result<()> {
     let base = Oid::from_str(&job.state.base_oid).or_fail(Code::Internal, || "cannot read the base commit".into())?;
     done.git.head = head.to_string();
     done.git.commits = ahead_behind(&repository, head, base).0;
-    done.git.diff = diff_stat(&repository, base, head).unwrap_or_default();
+    let range = format!("{base}...{head}");
+    done.git.diff = diff_stat(&Git::at(&job.workspace.root), &range).await.unwrap_or_default();
     done.git.ahead = done.git.commits;
     Ok(())
 }
@@ -121,7 +124,7 @@ async fn push(job: &mut Job, remote: &Remote, done: &mut Delivered) -> Result<()
 async fn patiently(job: &Job, remote: &Remote, branch: &str) -> Result<()> {
     let mut tries = PUSH_TRIES.iter();
     loop {
-        let Err(failure) = remote::push(&remote.line, &job.workspace.common, branch, &job.cancel).await else {
+        let Err(failure) = job.cancel.or(remote::push(&remote.line, &job.workspace, branch)).await else {
             return Ok(());
         };
         let passing = matches!(failure.code, Code::Network | Code::GithubDown);

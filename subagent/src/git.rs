@@ -6,8 +6,9 @@ use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::time::Duration;
 
-use tokio::io::AsyncWriteExt;
-use tokio::process::Command;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::process::{Child, ChildStdout, Command};
+use tokio::task::JoinHandle;
 
 use crate::failure::{Code, Failure, OrFail, Result};
 use crate::secret::Secret;
@@ -36,6 +37,26 @@ const PATIENCE: Duration = Duration::from_secs(900);
 pub(crate) struct Credential {
     pub(crate) user: String,
     pub(crate) token: Secret,
+}
+
+/// A git whose output is read while it is made.
+pub(crate) struct Stream {
+    pub(crate) stdout: ChildStdout,
+    child: Child,
+    said: JoinHandle<Vec<u8>>,
+}
+
+impl Stream {
+    /// After its output has been read: whether it was all.
+    pub(crate) async fn end(&mut self) -> Result<()> {
+        let status = self.child.wait().await.or_fail(Code::Internal, || "cannot wait for 'git'".into())?;
+        if status.success() {
+            return Ok(());
+        }
+        let said = (&mut self.said).await.unwrap_or_default();
+        let said = String::from_utf8_lossy(&said).trim().trim_start_matches("fatal: ").to_owned();
+        Err(Failure::new(Code::Internal, format!("git could not make the pack: {said}")))
+    }
 }
 
 /// git, in one working folder.
@@ -87,7 +108,7 @@ impl Git {
         Ok(String::from_utf8_lossy(&bytes).trim_end_matches('\n').to_owned())
     }
 
-    async fn output<A: AsRef<OsStr>>(&self, args: &[A], input: &[u8]) -> Result<(Option<i32>, Vec<u8>, Vec<u8>)> {
+    fn command<A: AsRef<OsStr>>(&self, args: &[A]) -> Command {
         let mut command = Command::new("git");
         command
             .args(["-c", "core.hooksPath=/dev/null", "-c", "core.fsmonitor=false", "-c", "commit.gpgSign=false"])
@@ -101,6 +122,8 @@ impl Git {
                 "-c",
                 "core.askPass=",
             ])
+            // Constant memory for a pack of any size: large files are copied, not compared.
+            .args(["-c", "pack.threads=1", "-c", "pack.windowMemory=32m", "-c", "core.bigFileThreshold=8m"])
             .args(args)
             .current_dir(&self.dir)
             .env("GIT_TERMINAL_PROMPT", "0")
@@ -118,7 +141,28 @@ impl Git {
         }
         command.envs(self.set.iter().map(|(name, value)| (name, value)));
         sys::die_with_us(&mut command);
-        let mut child = command.spawn().or_fail(Code::Setup, || "cannot start 'git'".into())?;
+        command
+    }
+
+    /// Starts git for what it prints, which may be more than memory holds. The input is small and given at once.
+    pub(crate) fn stream<A: AsRef<OsStr>>(&self, args: &[A], input: Vec<u8>) -> Result<Stream> {
+        let mut child = self.command(args).spawn().or_fail(Code::Setup, || "cannot start 'git'".into())?;
+        let missing = || Failure::new(Code::Internal, "cannot connect to 'git'");
+        let (mut stdin, mut stderr) =
+            (child.stdin.take().ok_or_else(missing)?, child.stderr.take().ok_or_else(missing)?);
+        tokio::spawn(async move {
+            let _ = stdin.write_all(&input).await;
+        });
+        let said = tokio::spawn(async move {
+            let mut said = Vec::new();
+            let _ = stderr.read_to_end(&mut said).await;
+            said
+        });
+        Ok(Stream { stdout: child.stdout.take().ok_or_else(missing)?, child, said })
+    }
+
+    async fn output<A: AsRef<OsStr>>(&self, args: &[A], input: &[u8]) -> Result<(Option<i32>, Vec<u8>, Vec<u8>)> {
+        let mut child = self.command(args).spawn().or_fail(Code::Setup, || "cannot start 'git'".into())?;
         let stdin = child.stdin.take();
         let feed = async move {
             if let Some(mut stdin) = stdin {

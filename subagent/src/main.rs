@@ -21,6 +21,7 @@ mod limits;
 mod list;
 mod out;
 mod pi;
+mod pkt;
 mod pr_text;
 mod preflight;
 mod probe;
@@ -37,7 +38,7 @@ mod store;
 mod stream;
 mod sys;
 mod task;
-mod transport;
+mod wire;
 mod worktree;
 
 use std::path::Path;
@@ -68,10 +69,7 @@ fn start(cli: Cli) -> Result<u8> {
     let config = Config::from_env()?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     let runtime = runtime.or_fail(Code::Internal, || "cannot start the runtime".into())?;
-    let exit = runtime.block_on(call(&config, cli.command));
-    // A blocked call of libgit2 must not keep the process.
-    runtime.shutdown_background();
-    exit
+    runtime.block_on(call(&config, cli.command))
 }
 
 async fn call(config: &Config, command: Command) -> Result<u8> {

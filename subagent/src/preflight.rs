@@ -15,7 +15,7 @@ use crate::report::Reporter;
 use crate::secret::Secret;
 use crate::store::State;
 use crate::task::PrMode;
-use crate::transport::Line;
+use crate::wire::Line;
 
 /// The way to the remote, checked as far as it can be without changing anything there.
 pub(crate) struct Remote {
@@ -41,8 +41,8 @@ pub(crate) async fn connect(config: &Config, workspace: &Workspace, pr: PrMode) 
     let http = Http::new(&config.proxy)?;
     let github = slug.map(|slug| GitHub::new(&http, &config.api, &credential, slug)).transpose()?;
     let token = credential.token.clone();
-    let line = Line::install(http, credential)?;
-    let heads = remote::heads(&line, &workspace.common).await?;
+    let mut line = Line::new(http, credential, &address.host, &address.path);
+    let heads = remote::heads(&mut line).await?;
     Ok(Remote { line, github, heads, token })
 }
 
@@ -56,7 +56,7 @@ pub(crate) async fn base(
 ) -> Result<()> {
     let workspace = &claimed.workspace;
     if push_base && remote.heads.branch(&base.branch).is_none() {
-        return remote::push(&remote.line, &workspace.common, &base.branch, &claimed.cancel).await;
+        return remote::push(&remote.line, workspace, &base.branch).await;
     }
     let there = base_exists(remote, &base.branch)?;
     if there != base.oid {

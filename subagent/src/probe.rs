@@ -28,7 +28,7 @@ impl Probe {
     pub(crate) fn tick(&mut self) {
         if self.asking.is_none() && Instant::now() >= self.next {
             let (git, base) = (self.git.clone(), self.base.clone());
-            self.asking = Some((Box::pin(async move { ask(&git, &base).await }), Instant::now()));
+            self.asking = Some((Box::pin(async move { diff_stat(&git, &base).await }), Instant::now()));
         }
     }
 
@@ -48,8 +48,10 @@ impl Probe {
     }
 }
 
-async fn ask(git: &Git, base: &str) -> Option<DiffStat> {
-    let text = git.text(&["diff", "--shortstat", "--no-ext-diff", "--no-textconv", base, "--"]).await.ok()?;
+/// Files and lines that differ between two commits, or between one and the worktree. Asked of git, because libgit2 would
+/// load both sides of a large file.
+pub(crate) async fn diff_stat(git: &Git, range: &str) -> Option<DiffStat> {
+    let text = git.text(&["diff", "--shortstat", "--no-ext-diff", "--no-textconv", range, "--"]).await.ok()?;
     Some(parse(&text))
 }
 

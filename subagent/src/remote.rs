@@ -1,12 +1,12 @@
-//! The remote that branches go to: its address, what it has, and the push. All network of libgit2 passes through here.
+//! The remote that branches go to: its address, what it has, and the push.
 
-use std::path::{Path, PathBuf};
+use git2::{Oid, Repository};
 
-use git2::{Direction, Oid, PushOptions, RemoteCallbacks, Repository};
-
-use crate::cancel::Cancel;
 use crate::failure::{Code, Failure, OrFail, Result, cause};
-use crate::transport::Line;
+use crate::git::Git;
+use crate::pkt::{self, Verdict};
+use crate::repo::Workspace;
+use crate::wire::Line;
 
 /// Where `origin` is, from its URL after `insteadOf`.
 #[derive(Clone, Debug, PartialEq)]
@@ -105,53 +105,77 @@ impl Heads {
     }
 }
 
-/// Asks as one who wants to push: the answer shows the branches, and that the token may.
-pub(crate) async fn heads(line: &Line, common: &Path) -> Result<Heads> {
-    let (line, common) = (line.clone(), common.to_owned());
-    blocking(move || {
-        let repository = open(&common)?;
-        let mut remote = find(&repository)?;
-        let connection = remote.connect_auth(Direction::Push, None, None).map_err(|error| line.failure(&error))?;
-        let list = connection.list().map_err(|error| line.failure(&error))?;
-        let heads = list.iter().map(|head| (head.name().to_owned(), head.oid())).collect();
-        Ok(Heads(heads))
-    })
-    .await
+/// Asks what the remote has.
+pub(crate) async fn heads(line: &mut Line) -> Result<Heads> {
+    Ok(Heads(line.advertise().await?.refs))
 }
 
-/// Pushes one branch under its own name, never with force.
-pub(crate) async fn push(line: &Line, common: &Path, branch: &str, cancel: &Cancel) -> Result<()> {
-    let (work, common, refspec) = (line.clone(), common.to_owned(), format!("refs/heads/{branch}:refs/heads/{branch}"));
-    let name = branch.to_owned();
-    let pushing = blocking(move || {
-        let repository = open(&common)?;
-        let mut remote = find(&repository)?;
-        let mut refused: Option<String> = None;
-        let pushed = {
-            let mut callbacks = RemoteCallbacks::new();
-            callbacks.push_update_reference(|_, status| {
-                refused = status.map(str::to_owned);
-                Ok(())
-            });
-            remote.push(&[&refspec], Some(PushOptions::new().remote_callbacks(callbacks).packbuilder_parallelism(0)))
-        };
-        match (pushed, refused) {
-            (Ok(()), None) => Ok(()),
-            (Ok(()), Some(reason)) => Err(rejected(&name, &reason)),
-            (Err(error), _) if error.code() == git2::ErrorCode::NotFastForward => {
-                Err(rejected(&name, "non-fast-forward"))
-            }
-            (Err(error), _) => Err(work.failure(&error)),
+/// Pushes one branch under its own name. Never with force: what the remote has must be in what we have, and the server is
+/// told which commit it is expected to replace.
+pub(crate) async fn push(line: &Line, workspace: &Workspace, branch: &str) -> Result<()> {
+    let name = format!("refs/heads/{branch}");
+    let mut line = line.clone();
+    let there = line.advertise().await?;
+    let (commands, wanted) = {
+        let repository = workspace.shared()?;
+        let new = repository.find_reference(&name).and_then(|found| found.peel_to_commit()).map(|commit| commit.id());
+        let new = new.or_fail(Code::PushFailed, || format!("cannot find the branch '{branch}'"))?;
+        let old = there.refs.iter().find(|(found, _)| *found == name).map_or(Oid::ZERO_SHA1, |(_, oid)| *oid);
+        if old == new {
+            return Ok(());
         }
-    });
-    tokio::pin!(pushing);
-    tokio::select! {
-        done = &mut pushing => done,
-        () = cancel.wait() => {
-            line.give_up();
-            pushing.await
+        if !old.is_zero() && !repository.graph_descendant_of(new, old).unwrap_or(false) {
+            return Err(rejected(branch, "non-fast-forward"));
+        }
+        let capabilities = ["report-status", "side-band-64k", "quiet"].into_iter().filter(|name| there.can(name));
+        let capabilities: Vec<&str> = capabilities.collect();
+        let command = format!("{old} {new} {name}\0 {} agent=pi-subagent", capabilities.join(" "));
+        let mut commands = shallow(workspace);
+        commands.extend(pkt::line(command.as_bytes()));
+        commands.extend(pkt::FLUSH);
+        (commands, wanted(&repository, new, &there.refs))
+    };
+    let mut args = vec!["pack-objects", "--revs", "--stdout", "--thin", "--quiet"];
+    if there.can("ofs-delta") {
+        args.push("--delta-base-offset");
+    }
+    let pack = Git::at(&workspace.root).stream(&args, wanted.into_bytes())?;
+    let answer = line.send(commands, pack).await?;
+    match pkt::report(&answer, there.can("side-band-64k"), &name) {
+        Some(Verdict::Accepted) => {
+            remember(workspace, branch);
+            Ok(())
+        }
+        Some(Verdict::Refused(reason)) => Err(rejected(branch, &reason)),
+        None => Err(Failure::new(Code::Network, format!("the report about '{branch}' was cut short"))),
+    }
+}
+
+/// The commits to send and, with a caret, those the remote has already.
+fn wanted(repository: &Repository, new: Oid, there: &[(String, Oid)]) -> String {
+    let mut wanted = format!("{new}\n");
+    for (_, oid) in there {
+        if repository.odb().is_ok_and(|odb| odb.exists(*oid)) {
+            wanted.push_str(&format!("^{oid}\n"));
         }
     }
+    wanted
+}
+
+/// Where our history was cut off; a server that does not know would look for what is before.
+fn shallow(workspace: &Workspace) -> Vec<u8> {
+    let text = std::fs::read_to_string(workspace.common.join("shallow")).unwrap_or_default();
+    text.lines().flat_map(|oid| pkt::line(format!("shallow {oid}").as_bytes())).collect()
+}
+
+/// As `git push` does: what is known of the remote's branch. Nothing depends on it.
+fn remember(workspace: &Workspace, branch: &str) {
+    let Ok(repository) = workspace.shared() else { return };
+    let Ok(tip) = repository.find_reference(&format!("refs/heads/{branch}")).and_then(|found| found.peel_to_commit())
+    else {
+        return;
+    };
+    let _ = repository.reference(&format!("refs/remotes/origin/{branch}"), tip.id(), true, "pi-subagent: push");
 }
 
 fn rejected(branch: &str, reason: &str) -> Failure {
@@ -165,22 +189,6 @@ fn rejected(branch: &str, reason: &str) -> Failure {
         return failure.hint("the token needs Workflows: read and write to change files below .github/workflows");
     }
     failure.hint("change what the remote refuses in the worktree, then finish")
-}
-
-fn open(common: &PathBuf) -> Result<Repository> {
-    Repository::open(common).or_fail(Code::Internal, || format!("cannot open '{}'", common.display()))
-}
-
-fn find(repository: &Repository) -> Result<git2::Remote<'_>> {
-    repository.find_remote("origin").or_fail(Code::NoRemote, || "cannot find the remote 'origin'".into())
-}
-
-/// libgit2's calls block; the runtime drives their network meanwhile.
-async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T> + Send + 'static) -> Result<T> {
-    match tokio::task::spawn_blocking(work).await {
-        Ok(done) => done,
-        Err(error) => Err(Failure::new(Code::Internal, format!("cannot finish a network task: {error}"))),
-    }
 }
 
 #[cfg(test)]

@@ -5,7 +5,6 @@ use std::path::{Path, PathBuf};
 use git2::{ErrorCode, Oid, Repository};
 
 use crate::failure::{Code, Failure, OrFail, Result, cause};
-use crate::report::DiffStat;
 
 /// The repository that tasks are made in.
 pub(crate) struct Workspace {
@@ -101,15 +100,6 @@ impl Workspace {
 /// Commits on `head` that `base` does not have, and the other way round.
 pub(crate) fn ahead_behind(repository: &Repository, head: Oid, base: Oid) -> (usize, usize) {
     repository.graph_ahead_behind(head, base).unwrap_or((0, 0))
-}
-
-/// Files and lines that `head` changes against where it left `base`.
-pub(crate) fn diff_stat(repository: &Repository, base: Oid, head: Oid) -> Option<DiffStat> {
-    let fork = repository.merge_base(base, head).ok()?;
-    let tree = |oid| repository.find_commit(oid).and_then(|commit| commit.tree());
-    let diff = repository.diff_tree_to_tree(Some(&tree(fork).ok()?), Some(&tree(head).ok()?), None).ok()?;
-    let stats = diff.stats().ok()?;
-    Some(DiffStat { files: stats.files_changed(), add: stats.insertions(), del: stats.deletions() })
 }
 
 fn unusable(cwd: &Path, error: &git2::Error) -> Failure {

@@ -1,5 +1,5 @@
-//! The kernel: prctl, signals to other processes, and what /proc says about them. The only file that names nix and, with
-//! `transport.rs`, that holds `unsafe`. Nothing here knows what a task is.
+//! The kernel: prctl, signals to other processes, and what /proc says about them. The only file that names nix and
+//! that holds `unsafe`. Nothing here knows what a task is.
 #![expect(unsafe_code, reason = "pre_exec, so that pi never outlives the program that supervises it")]
 
 use std::collections::{HashMap, HashSet};

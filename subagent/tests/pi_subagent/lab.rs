@@ -63,6 +63,27 @@ impl Ran {
     }
 }
 
+/// The program under test: the one just built, or, to measure what is shipped, the one that PI_SUBAGENT_BIN names.
+pub fn program() -> PathBuf {
+    std::env::var_os("PI_SUBAGENT_BIN").map_or_else(|| env!("CARGO_BIN_EXE_pi-subagent").into(), PathBuf::from)
+}
+
+/// Watches a process to its end; gives the most memory of its own that it had, in KiB: (resident, anonymous).
+pub fn peak_memory(pid: u32) -> (u64, u64) {
+    let (mut resident, mut anonymous) = (0, 0);
+    while let Ok(status) = std::fs::read_to_string(format!("/proc/{pid}/status")) {
+        let field = |name: &str| {
+            let line = status.lines().find_map(|line| line.strip_prefix(name));
+            line.and_then(|line| line.split_whitespace().next()?.parse::<u64>().ok())
+        };
+        let Some(anon) = field("RssAnon:") else { break };
+        resident = resident.max(field("VmHWM:").unwrap_or(0));
+        anonymous = anonymous.max(anon);
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    (resident, anonymous)
+}
+
 impl Lab {
     pub fn new() -> Self {
         let dir = tempfile::Builder::new().prefix("pi-subagent-test-").tempdir().unwrap();
@@ -89,10 +110,13 @@ impl Lab {
 
     fn environment(&self, command: &mut Command) {
         let bin = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures");
-        let program = Path::new(env!("CARGO_BIN_EXE_pi-subagent")).parent().unwrap();
+        let program = program();
         command
             .env_clear()
-            .env("PATH", format!("{}:{}:/usr/local/bin:/usr/bin:/bin", bin.display(), program.display()))
+            .env(
+                "PATH",
+                format!("{}:{}:/usr/local/bin:/usr/bin:/bin", bin.display(), program.parent().unwrap().display()),
+            )
             .env("HOME", self.root.join("home"))
             .env("SSL_CERT_FILE", &self.internet.ca)
             .env("HTTPS_PROXY", "")
@@ -117,7 +141,7 @@ impl Lab {
     }
 
     pub fn command(&self, args: &[&str]) -> Command {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_pi-subagent"));
+        let mut command = Command::new(program());
         self.environment(&mut command);
         command.args(args).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
         command

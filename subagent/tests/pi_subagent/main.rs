@@ -8,6 +8,7 @@ mod delivery;
 mod endings;
 mod internet;
 mod lab;
+mod load;
 mod refusals;
 mod repositories;
 mod spawn;
