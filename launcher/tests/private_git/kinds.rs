@@ -213,7 +213,7 @@ fn in_the_middle_of_a_rebase() {
     assert_eq!(session.agent("git status --porcelain"), "UU README.md\n");
     session.agent("echo solved > README.md; git add README.md; git commit -qm solved; git branch onward $(git commit-tree -p topic -m onward topic^{tree}); git branch -f topic onward");
     let report = session.import();
-    assert_eq!(scene.git(&["log", "--format=%s", "-1", "topic"]), "topic", "forward it may be, but it is being rebased");
+    assert_eq!(scene.git(&["log", "--format=%s", "-1", "topic"]), "topic", "it is being rebased");
     assert!(scene.has(&session.aside("heads/topic")) && scene.has(&session.aside("HEAD")), "{:?}", report.lines());
     // The user goes on with what is in the tree.
     scene.git(&["add", "README.md"]);
