@@ -215,7 +215,7 @@ fn engine(
             (None, _) => found.push(Finding::warning(
                 "token",
                 "No GitHub token found",
-                "pi-docker --help, or put one into .gh-auth-token",
+                "export PI_GH_TOKEN, or put a token into .gh-auth-token in pi-docker's folder",
             )),
             (Some(_), None) => found.push(Finding::warning(
                 "token",

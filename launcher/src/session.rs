@@ -218,6 +218,17 @@ impl Session<'_> {
         Plan::new(self.names.clone(), &places, &choices)
     }
 
+    /// Where the agent's git would work. Its mounts are made with the session, so they are no part of what is shown.
+    fn git_words(&self) -> Result<String> {
+        Ok(match self.options.git {
+            GitMode::Private => format!(
+                "private: '{}' is mounted over .git, the repository's objects read-only",
+                utf8(&self.state.join("git"))?
+            ),
+            GitMode::Direct => "direct: the repository's own .git, what names programs in it read-only".to_owned(),
+        })
+    }
+
     /// Says what would be run.
     fn show(&self) -> Result<u8> {
         let plan = self.plan(&self.home.runs().join(&self.names.session), &[], &[]);
@@ -235,6 +246,7 @@ impl Session<'_> {
             ("logins", if logins.is_empty() { "none".to_owned() } else { logins.join(", ") }),
             ("kept", yes(self.keep_auth).to_owned()),
             ("state", utf8(&self.state)?.to_owned()),
+            ("git", self.git_words()?),
         ] {
             text += &format!("\n{name:<9}{}", printable(&value));
         }
