@@ -162,13 +162,18 @@ impl PrivateSide<'_> {
             return Ok(report);
         }
         let file = self.bundle_file(&state)?;
-        self.docker.capture(&self.export_command(session, &state)?, file.reopen()?, EXPORT)?;
+        let captured = self.docker.capture(&self.export_command(session, &state)?, file.reopen()?, EXPORT);
+        if captured.is_err() {
+            // Ending docker's command does not end the container, in which the agent's git configuration is at work.
+            self.docker.kill(&export_container(session));
+        }
+        captured?;
         git::import(&site, file.path(), &Limits::default())
     }
 
     /// A container that has the private side, no network and no right, and hands out.
     fn export_command(&self, session: &str, state: &Path) -> Result<Vec<OsString>> {
-        let name = format!("pi-docker-export-{session}");
+        let name = export_container(session);
         let user = format!("{}:{}", self.user.uid, self.user.gid);
         let mut words: Vec<OsString> = [
             "run",
@@ -190,6 +195,8 @@ impl PrivateSide<'_> {
             "1g",
             "--pids-limit",
             "128",
+            "--cpus",
+            "2",
             "--ulimit",
             "core=0",
             "--log-driver",
@@ -257,6 +264,10 @@ impl PrivateSide<'_> {
         let owner = nix::unistd::geteuid().is_root().then_some((self.user.uid, self.user.gid));
         Site { root: self.root, state, session, env: self.env, owner, others_live }
     }
+}
+
+fn export_container(session: &str) -> String {
+    format!("pi-docker-export-{session}")
 }
 
 /// A bind mount as docker's command line takes it: fields of CSV, so that a path may hold anything.

@@ -69,14 +69,15 @@ fn examine(
     links: &dyn Fn(&str, &str) -> LinkState,
 ) -> Result<std::result::Result<(), String>> {
     let feed = |stdin: &mut std::process::ChildStdin| tips.iter().try_for_each(|tip| writeln!(stdin, "{tip}"));
-    let mut args = vec!["rev-list", "--objects", "--quiet", "--stdin", "--not", "--all"];
+    // What the host has been given is judged already, but not what lies below refs/pi: that may have been refused, and only be kept.
+    let mut args = vec!["rev-list", "--objects", "--quiet", "--stdin", "--not", "--exclude=refs/pi/*", "--all"];
     if promisor {
         args.insert(1, "--exclude-promisor-objects");
     }
     if let Err(why) = git.try_feed(&args, feed)? {
         return Ok(Err(format!("it is not complete: {why}")));
     }
-    let commits = git.feed(&["rev-list", "--stdin", "--not", "--all"], feed)?;
+    let commits = git.feed(&["rev-list", "--stdin", "--not", "--exclude=refs/pi/*", "--all"], feed)?;
     if commits.is_empty() {
         return Ok(Ok(()));
     }

@@ -19,6 +19,7 @@ mod gate;
 mod kinds;
 mod limits;
 mod lossless;
+mod offered_again;
 mod refusals;
 mod scene;
 mod speed;
