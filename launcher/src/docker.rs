@@ -11,7 +11,7 @@ use std::os::unix::process::CommandExt;
 use std::process::{self, Child, Command, Stdio};
 use std::sync::mpsc;
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow};
 use nix::sys::signal::{Signal, kill};
@@ -25,6 +25,8 @@ use crate::error::hinted;
 const ANSWER: Duration = Duration::from_secs(15);
 /// The container's own grace period, and then some.
 const STOP: Duration = Duration::from_secs(40);
+/// Between two tries to remove what somebody else is removing.
+const AGAIN: Duration = Duration::from_millis(100);
 
 pub(crate) struct Docker {
     env: Vec<(OsString, OsString)>,
@@ -153,22 +155,35 @@ impl Docker {
     }
 
     /// Removes every container and network of a compose project; a session's networks are its own. Stops nothing gently.
+    ///
+    /// Docker's own command may be removing the same things: what it has under way is an error to whoever asks again, and keeps a
+    /// network in use. So what counts is that nothing is left.
     pub(crate) fn remove_project(&self, project: &str) -> Result<()> {
         let filter = format!("label=com.docker.compose.project={project}");
-        let (containers, networks) = thread::scope(|scope| {
-            let networks = scope.spawn(|| self.list(["network", "ls", "--quiet", "--filter", &filter]));
-            let containers = self.list(["ps", "--all", "--quiet", "--filter", &filter]);
-            (containers, networks.join().unwrap_or_else(|_| Err(anyhow!("cannot list networks"))))
-        });
-        self.remove(&["rm", "--force", "--volumes"], containers?)?;
-        thread::scope(|scope| {
-            let ends: Vec<_> = networks?
-                .into_iter()
-                .map(|network| scope.spawn(|| self.remove(&["network", "rm", "--force"], vec![network])))
-                .collect();
-            ends.into_iter()
-                .try_for_each(|end| end.join().unwrap_or_else(|_| Err(anyhow!("cannot remove the networks"))))
-        })
+        let deadline = Instant::now() + STOP;
+        loop {
+            let (containers, networks) = thread::scope(|scope| {
+                let networks = scope.spawn(|| self.list(["network", "ls", "--quiet", "--filter", &filter]));
+                let containers = self.list(["ps", "--all", "--quiet", "--filter", &filter]);
+                (containers, networks.join().unwrap_or_else(|_| Err(anyhow!("cannot list networks"))))
+            });
+            let (containers, networks) = (containers?, networks?);
+            let removed = self.remove(&["rm", "--force", "--volumes"], containers).and_then(|()| {
+                thread::scope(|scope| {
+                    let ends: Vec<_> = networks
+                        .into_iter()
+                        .map(|network| scope.spawn(|| self.remove(&["network", "rm", "--force"], vec![network])))
+                        .collect();
+                    ends.into_iter()
+                        .map(|end| end.join().unwrap_or_else(|_| Err(anyhow!("cannot remove the networks"))))
+                        .fold(Ok(()), Result::and)
+                })
+            });
+            match removed {
+                Err(_) if Instant::now() < deadline => thread::sleep(AGAIN),
+                removed => return removed,
+            }
+        }
     }
 
     fn remove(&self, verb: &[&str], ids: Vec<String>) -> Result<()> {
