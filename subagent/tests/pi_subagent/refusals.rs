@@ -159,4 +159,9 @@ fn a_name_that_is_taken_is_refused_or_gets_a_number() {
     lab.script("y", "say hi; settle");
     let ran = lab.spawn("y", &[]);
     assert_eq!((ran.code, lab.scripts.join("y.pid").exists()), (11, false));
+    // A branch of that name that is only here is someone's too.
+    lab.sh("git branch subagent/z");
+    let ran = lab.spawn("z", &[]);
+    assert_eq!((ran.code, ran.result()["error"]["code"].as_str()), (11, Some("exists")), "{ran:?}");
+    assert_eq!(lab.sh("git branch --list subagent/z"), "  subagent/z");
 }
