@@ -17,7 +17,16 @@ pub const IMAGE: &str = "pi-docker-e2e-internet";
 /// The same with the program in it.
 const WHOLE: &str = "pi-docker-e2e-internet:whole";
 /// The names that are played. Any other name that squid may ask for leads here by DNS, and is answered with 418.
-const NAMES: &[&str] = &["api.anthropic.com", "api.github.com", "github.com"];
+const NAMES: &[&str] = &[
+    "api.anthropic.com",
+    "api.github.com",
+    "github.com",
+    "claude.ai",
+    "platform.claude.com",
+    "api.individual.githubcopilot.com",
+];
+/// Where Ollama listens, by its own default.
+pub const OLLAMA_PORT: u16 = 11434;
 
 pub struct Internet {
     dir: PathBuf,
@@ -72,6 +81,7 @@ impl Internet {
             ["/internet", "/world/scenario.json", "/world/ca", "/world/repos", "/world/record"].map(str::to_owned),
         );
         args.extend(["--dns", &self.address, "--trap", "22", "--trap", "80", "--trap", "8443"].map(str::to_owned));
+        args.extend(["--ollama".to_owned(), format!("{}:{OLLAMA_PORT}", self.address)]);
         docker(args)?;
         let ready = self.dir.join("record/ready");
         let waited = wait_until("the internet answers", SOON, || Ok(ready.exists().then_some(())));
