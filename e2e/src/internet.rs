@@ -160,6 +160,40 @@ impl Internet {
     }
 }
 
+/// The same program on this machine itself, as the Ollama server that a user runs there.
+pub struct HostOllama {
+    process: std::process::Child,
+    record: PathBuf,
+}
+
+impl HostOllama {
+    /// Listens at `address`, as `ip:port`; what is asked of it is recorded in a folder of its own.
+    pub fn start(internet: &Internet, address: &str) -> Result<Self> {
+        let record = internet.dir.join(format!("ollama-{}", address.replace([':', '.'], "-")));
+        fs::create_dir_all(record.join("gates"))?;
+        let mut command = std::process::Command::new(program()?);
+        command.arg(internet.dir.join("scenario.json")).arg(internet.dir.join("ca")).arg(internet.dir.join("repos"));
+        command.arg(&record).args(["--listen", "127.0.0.1:0", "--ollama", address]);
+        let process = command.spawn().context("cannot start an Ollama server")?;
+        let server = Self { process, record };
+        wait_until("the Ollama server answers", SOON, || Ok(server.record.join("ready").exists().then_some(())))?;
+        Ok(server)
+    }
+
+    /// The paths that were asked for.
+    pub fn paths(&self) -> Result<Vec<String>> {
+        let text = fs::read_to_string(self.record.join("requests.ndjson"))?;
+        text.lines().map(|line| Ok(Request::parse(line)?.path)).collect()
+    }
+}
+
+impl Drop for HostOllama {
+    fn drop(&mut self) {
+        let _ = self.process.kill();
+        let _ = self.process.wait();
+    }
+}
+
 impl Request {
     fn parse(line: &str) -> Result<Self> {
         let value: Value =
@@ -186,6 +220,13 @@ fn bind(source: &Path, target: &str) -> String {
     format!("--mount=type=bind,source={},target={target}", source.display())
 }
 
+/// The program, as it was built beside this one.
+fn program() -> Result<PathBuf> {
+    let this = std::env::current_exe()?;
+    let beside = this.ancestors().skip(1).take(2).map(|dir| dir.join("internet")).find(|path| path.is_file());
+    beside.context("cannot find the program 'internet'; cargo build makes it")
+}
+
 /// Where the program comes from.
 enum Program {
     /// It was built beside this one, and runs in the image.
@@ -203,9 +244,7 @@ impl Program {
         }
         let dockerfile = manifest("internet.Dockerfile");
         docker::build(IMAGE, &dockerfile, "git", extra_ca)?;
-        let this = std::env::current_exe()?;
-        let beside = this.ancestors().skip(1).take(2).map(|dir| dir.join("internet")).find(|path| path.is_file());
-        let path = beside.context("cannot find the program 'internet'; cargo build makes it")?;
+        let path = program()?;
         let probe = ["run", "--rm", "--network=none", &bind(&path, "/internet"), IMAGE, "/internet", "--help"];
         let program = if docker::try_docker(probe)?.0 {
             Program::Here(path)
