@@ -165,6 +165,10 @@ type Tls = BufReader<rustls::StreamOwned<rustls::ServerConnection, TcpStream>>;
 fn serve(tls: &mut Tls, host: &str, world: &Mutex<World>, root: &Path) -> Option<bool> {
     let (method, path, headers) = head(tls)?;
     let started = Instant::now();
+    // A tunnel that is open does not outlive the permission.
+    if world.lock().unwrap().denied.iter().any(|denied| denied == host) {
+        return Some(false);
+    }
     let header = |name: &str| headers.iter().find(|(found, _)| found == name).map(|(_, value)| value.clone());
     let length = header("content-length").and_then(|value| value.parse::<u64>().ok());
     let chunked = header("transfer-encoding").as_deref() == Some("chunked");
