@@ -39,8 +39,9 @@ pub(crate) async fn resume(config: &Config, task: &str, changes: Spec, json: boo
     match take_up(config, task, &mut reporter, &changes, true).await {
         Ok((job, remote)) => {
             let said = Some(changes.instructions).filter(|text| !text.trim().is_empty());
-            // A session that never began knows nothing of the task.
-            let fresh = (!job.dir.path("sessions").is_dir()).then(|| job.state.spec.instructions.clone());
+            // A session that never began knows nothing of the task; pi writes it down with the model's first answer.
+            let begun = std::fs::read_dir(job.dir.path("sessions")).is_ok_and(|mut files| files.next().is_some());
+            let fresh = (!begun).then(|| job.state.spec.instructions.clone());
             let instructions = said.or(fresh).unwrap_or_else(|| GO_ON.to_owned());
             work(config, job, remote, instructions).await
         }

@@ -298,3 +298,37 @@ fn a_full_disk_leaves_nothing_half_made_and_loses_nothing() {
     assert_eq!(lab.sh("git branch --list 'subagent/*'; ls -A .worktrees; ls .git/worktrees"), "");
     assert_eq!(lab.spawn("x", &[]).code, 0);
 }
+
+#[test]
+fn a_disk_that_fills_up_during_the_run_ends_it_with_a_result_and_keeps_the_work() {
+    let lab = Lab::new();
+    lab.script(
+        "x",
+        "commit kept kept kept; echo left >left; head -c 64M /dev/zero >filler 2>/dev/null; touch \"$dir/full\"; say done; settle",
+    );
+    let small = lab.root.join("small");
+    let instructions = lab.root.join("instructions");
+    // A file system of its own, as in the container; what it holds is gone with it, so everything is asked in it.
+    let script = format!(
+        "mkdir -p {0}; mount -t tmpfs -o size=8m none {0}; cp -a . {0}; cd {0}; \
+         pi-subagent spawn --json --task x --instructions-file {1} >{2}/first || echo status $?; \
+         git show subagent/x:kept; cat .worktrees/x/left; pi-subagent list; \
+         rm .worktrees/x/filler; pi-subagent finish x --json >{2}/second; echo status $?",
+        small.display(),
+        instructions.display(),
+        lab.root.display()
+    );
+    let output = lab.sh(&format!("unshare -m bash -uc '{script}'"));
+    let result = |name: &str| -> serde_json::Value {
+        let text = std::fs::read_to_string(lab.root.join(name)).unwrap();
+        serde_json::from_str(text.lines().last().unwrap()).unwrap()
+    };
+    let first = result("first");
+    assert_eq!((first["type"].as_str(), first["ok"].as_bool()), (Some("result"), Some(false)), "{first}");
+    assert!(first["text"].as_str().unwrap().contains("No space left"), "{first}");
+    assert!(lab.scripts.join("full").exists());
+    assert!(output.contains("kept\nleft\n"), "{output}");
+    let second = result("second");
+    assert_eq!(second["ok"], true, "{second}");
+    assert_eq!(lab.remote("diff --name-only main subagent/x"), "kept\nleft");
+}
