@@ -12,6 +12,7 @@ use anyhow::{Context, Result};
 
 use crate::cli::{GitMode, Owner};
 use crate::docker::Docker;
+use crate::error::hinted;
 use crate::files::lock_file;
 use crate::git::{self, ImportReport, Limits, Mount, Site, Watcher};
 use crate::home::Home;
@@ -63,6 +64,14 @@ impl PrivateSide<'_> {
         let mut linked = Vec::new();
         let prepared = match self.mode {
             GitMode::Private => {
+                if let Some(direct) = git::direct_sessions(&state)?.iter().find(|direct| live.contains(*direct)) {
+                    return Err(hinted(
+                        format!(
+                            "cannot start: session '{direct}' works in the repository's own git directory (--git=direct)"
+                        ),
+                        "end it first: pi-docker stop",
+                    ));
+                }
                 self.fetch_left(&state, &live)?;
                 git::prepare(&self.site(session, &state, self.others(session, &live, &state)))?
             }

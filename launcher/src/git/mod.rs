@@ -17,6 +17,7 @@ mod index;
 mod intake;
 mod landing;
 mod ledger;
+mod lenders;
 mod lfs;
 mod paths;
 mod pin;
@@ -34,7 +35,7 @@ use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 
 pub(crate) use import::{Limits, import, import_running};
-pub(crate) use ledger::{mounts, set_aside, unimported};
+pub(crate) use ledger::{direct as direct_sessions, mounts, set_aside, unimported};
 pub(crate) use prepare::{forget, prepare, release};
 pub(crate) use report::ImportReport;
 pub(crate) use watch::Watcher;
