@@ -38,7 +38,7 @@ pub(crate) use import::{Limits, import, import_running};
 pub(crate) use ledger::{direct as direct_sessions, mounts, set_aside, unimported};
 pub(crate) use prepare::{forget, prepare, release};
 pub(crate) use report::ImportReport;
-pub(crate) use watch::Watcher;
+pub(crate) use watch::{Finding, Watcher};
 
 /// A repository, its private side and the session that is meant.
 #[derive(Clone, Copy)]
