@@ -19,7 +19,6 @@ mod gitconfig;
 mod github;
 mod heartbeat;
 mod home;
-mod host_git;
 mod images;
 mod inputs;
 mod login;

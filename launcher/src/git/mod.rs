@@ -37,7 +37,10 @@ use std::path::{Path, PathBuf};
 pub(crate) use import::{Limits, import, import_running};
 pub(crate) use ledger::{direct as direct_sessions, mounts, set_aside, unimported};
 pub(crate) use prepare::{forget, prepare, release};
+pub(crate) use refs::head as checked_out;
 pub(crate) use report::ImportReport;
+pub(crate) use repository::Repository;
+pub(crate) use run::Git;
 pub(crate) use watch::{Finding, Watcher};
 
 /// A repository, its private side and the session that is meant.
