@@ -133,6 +133,13 @@ impl GitHub {
         Ok(answer.body.as_array().and_then(|list| list.iter().find_map(|pr| pull_request(pr, true))))
     }
 
+    /// The commit that a pull request brought in, if it was merged: also by a squash, after which no branch has it.
+    pub(crate) async fn merged(&self, number: u64) -> Option<Oid> {
+        let answer = self.patient(|| self.get(self.path(&format!("/pulls/{number}")))).await.ok()?;
+        let merged = answer.status == 200 && answer.body["merged"] == true;
+        answer.body["head"]["sha"].as_str().filter(|_| merged).and_then(|oid| Oid::from_str(oid).ok())
+    }
+
     /// Finds the pull request or opens it. One that exists gets the new text; only a failure to do that is not one.
     pub(crate) async fn open(&self, wanted: &Wanted) -> Result<PrInfo> {
         if let Some(found) = self.find(&wanted.head, &wanted.base).await? {

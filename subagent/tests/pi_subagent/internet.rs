@@ -372,6 +372,13 @@ fn api(asked: &Asked, world: &mut World, root: &Path) -> Answer {
                 oid => answer(200, json!({"commit": {"sha": oid}})),
             }
         }
+        ("GET", path) if path.starts_with("/repos/o/r/pulls/") => {
+            let number: u64 = path.rsplit('/').next().unwrap().parse().unwrap();
+            match world.pulls.iter().find(|pr| pr["number"] == number) {
+                Some(pr) => answer(200, pr.clone()),
+                None => answer(404, json!({"message": "Not Found"})),
+            }
+        }
         ("POST", "/repos/o/r/pulls") => create(&body, world, answer),
         ("PATCH", path) => {
             let number: u64 = path.rsplit('/').next().unwrap().parse().unwrap();
