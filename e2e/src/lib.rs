@@ -7,6 +7,7 @@
 pub mod ca;
 pub mod docker;
 pub mod evidence;
+pub mod held;
 pub mod internet;
 pub mod launch;
 #[cfg(target_os = "linux")]
