@@ -1,0 +1,180 @@
+//! How long a person waits, beside a bare `docker run` of the same image in the same minute; figures go into docs/benchmarks.md.
+//! `E2E_LAUNCHER=…/release/pi-docker cargo test --test timing -- --ignored --nocapture`
+
+#![cfg(target_os = "linux")]
+
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use anyhow::{Context, Result};
+use e2e::docker::docker;
+use e2e::{SOON, World, wait_until};
+use serde_json::json;
+
+const ROUNDS: usize = 9;
+/// In pi's place: it says when its first instruction was.
+const CLOCK: &str = "+%s.%N";
+
+fn now() -> f64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0.0, |since| since.as_secs_f64())
+}
+
+fn median(mut values: Vec<f64>) -> f64 {
+    values.sort_by(f64::total_cmp);
+    values[values.len() / 2]
+}
+
+/// A median as it goes into the table, and its bound.
+fn within(what: &str, values: Vec<f64>, bound: f64) {
+    let (least, most) = values.iter().fold((f64::MAX, f64::MIN), |(a, b), v| (a.min(*v), b.max(*v)));
+    let middle = median(values);
+    println!("{what}: {:.0} ms ({:.0}–{:.0}), bound {:.0}", middle * 1e3, least * 1e3, most * 1e3, bound * 1e3);
+    assert!(middle <= bound, "{what}: {middle:.3} s");
+}
+
+/// A world whose sessions run `date` instead of pi.
+fn clock() -> Result<(World, String)> {
+    let world = World::new("tools")?;
+    let overlay = world.path("clock.json");
+    let entrypoint = json!({ "services": { "pi": { "entrypoint": ["pi-entrypoint", "date", CLOCK] } } });
+    fs::write(&overlay, entrypoint.to_string())?;
+    world.user.own(&overlay)?;
+    let files = format!("{}:{}", world.path("overlay.json").display(), overlay.display());
+    Ok((world, files))
+}
+
+#[test]
+#[ignore = "long: measures"]
+fn a_session_starts_and_ends_little_later_than_a_bare_container() -> Result<()> {
+    let (world, files) = clock()?;
+    let image = std::env::var("PI_DOCKER_IMAGE").unwrap_or_else(|_| "pi-docker-agent:latest".into());
+    let (mut more, mut ends) = (Vec::new(), Vec::new());
+    for _ in 0..ROUNDS {
+        let began = now();
+        let bare: f64 = docker(["run", "--rm", "--entrypoint", "date", &image, CLOCK])?.trim().parse()?;
+        let bare = bare - began;
+        let began = now();
+        let ran = world.pi_docker().env("PI_DOCKER_COMPOSE_FILES", &files).run()?.expect(0)?;
+        let ended = began + ran.took.as_secs_f64();
+        let first: f64 = ran.stdout.trim().parse()?;
+        more.push(first - began - bare);
+        ends.push(ended - first);
+    }
+    within("to pi's first instruction, more than a bare docker run", more, 1.2);
+    within("from the end of what is in pi's place to the prompt", ends, 1.0);
+    Ok(())
+}
+
+#[test]
+#[ignore = "long: measures"]
+fn the_launchers_own_share_of_a_session_is_small() -> Result<()> {
+    let (world, files) = clock()?;
+    let (bin, log) = (world.path("clocked"), world.path("clocked/log"));
+    fs::create_dir(&bin)?;
+    fs::write(&log, "")?;
+    let path = std::env::var("PATH")?;
+    for program in ["docker", "git"] {
+        let real = std::env::split_paths(&path).map(|dir| dir.join(program)).find(|file| file.is_file());
+        let text = format!(
+            "#!/bin/bash\nbegan=$EPOCHREALTIME\n'{}' \"$@\"\nstatus=$?\necho $began $EPOCHREALTIME >>'{}'\nexit $status\n",
+            real.context("a program is missing")?.display(),
+            log.display()
+        );
+        fs::write(bin.join(program), text)?;
+        fs::set_permissions(bin.join(program), fs::Permissions::from_mode(0o755))?;
+    }
+    world.user.own(&bin)?;
+    let mut shares = Vec::new();
+    for _ in 0..ROUNDS {
+        fs::write(&log, "")?;
+        let began = now();
+        let launch = world.pi_docker().env("PI_DOCKER_COMPOSE_FILES", &files);
+        let ran = launch.env("PATH", format!("{}:{path}", bin.display())).run()?.expect(0)?;
+        let ended = began + ran.took.as_secs_f64();
+        let mut spans: Vec<(f64, f64)> = Vec::new();
+        for line in fs::read_to_string(&log)?.lines() {
+            let (from, to) = line.split_once(' ').context("a broken line")?;
+            spans.push((from.parse()?, to.parse()?));
+        }
+        spans.sort_by(|a, b| a.0.total_cmp(&b.0));
+        // What is left of the time when nothing of docker's or git's ran; the start of each wrapper's own shell counts as ours.
+        let (mut own, mut at) = (0.0, began);
+        for (from, to) in spans {
+            own += (from - at).max(0.0);
+            at = at.max(to);
+        }
+        shares.push(own + ended - at);
+    }
+    within("the launcher's own share, start to end", shares, 0.05);
+    Ok(())
+}
+
+/// Runs pi on a terminal with a prompt, leaves it by its key, and gives the time until the launcher has ended.
+fn leave(world: &World, prompt: &str) -> Result<f64> {
+    let before = world.internet.model()?.len();
+    let mut terminal = world.pi_docker().arg(prompt).start_on_terminal()?;
+    let steps = if prompt.starts_with("sh: ") { 2 } else { 1 };
+    wait_until("the model has answered", SOON, || Ok((world.internet.model()?.len() >= before + steps).then_some(())))?;
+    // pi has shown all it has to show.
+    let mut shown = (terminal.screen().len(), Instant::now());
+    wait_until("pi is quiet", SOON, || {
+        let length = terminal.screen().len();
+        if length != shown.0 {
+            shown = (length, Instant::now());
+        }
+        Ok((shown.1.elapsed() > Duration::from_millis(700)).then_some(()))
+    })?;
+    let began = Instant::now();
+    terminal.type_in("\x04")?;
+    let status = terminal.finish(SOON)?;
+    assert_eq!(status.code(), Some(0), "{}", terminal.screen());
+    Ok(began.elapsed().as_secs_f64())
+}
+
+#[test]
+#[ignore = "long: measures"]
+fn from_the_last_key_in_pi_to_the_prompt_is_a_moment_also_with_commits() -> Result<()> {
+    let world = World::new("tools")?;
+    let (mut plain, mut commits) = (Vec::new(), Vec::new());
+    for round in 0..ROUNDS {
+        plain.push(leave(&world, "hello")?);
+        commits
+            .push(leave(&world, &format!("sh: echo {round} >f{round} && git add f{round} && git commit -qm {round}"))?);
+    }
+    assert_eq!(world.git(["rev-list", "--count", "main"])?, (1 + ROUNDS).to_string());
+    within("from the last key in pi to the prompt", plain, 1.0);
+    within("the same, with a commit to import", commits, 2.0);
+    Ok(())
+}
+
+#[test]
+#[ignore = "long: measures"]
+fn a_refusal_is_seen_and_a_change_is_in_force_within_a_second() -> Result<()> {
+    let world = World::new("tools")?;
+    let mut run = world.pi_docker().args(["-p", "hold"]).start()?;
+    run.until_asked(&world.internet, "hold", 0)?;
+    let session = world.wait_for_session()?;
+    let follow = world.bare_pi_docker().args(["denied", "-f"]).start_on_terminal()?;
+    let ask = |host: &str| session.sh(&format!("curl -s --max-time 8 -o /dev/null https://{host}/; true"));
+    wait_until("the follower has begun", SOON, || {
+        ask("begin.example")?;
+        Ok(follow.screen().contains("begin.example").then_some(()))
+    })?;
+    let (mut seen, mut allowed, mut removed) = (Vec::new(), Vec::new(), Vec::new());
+    for round in 0..ROUNDS {
+        let host = format!("h{round}.example");
+        let began = Instant::now();
+        ask(&host)?;
+        follow.expect(&format!("pi-docker allow {host}"), SOON)?;
+        seen.push(began.elapsed().as_secs_f64());
+        allowed.push(world.bare_pi_docker().args(["allow", &host]).run()?.expect(0)?.took.as_secs_f64());
+        removed.push(world.bare_pi_docker().args(["allow", "--remove", &host]).run()?.expect(0)?.took.as_secs_f64());
+    }
+    world.internet.open_gate("go on")?;
+    run.finish()?.expect(0)?;
+    within("from the request to its refusal on the screen", seen, 1.0);
+    within("`allow` until it is in force", allowed, 1.0);
+    within("`allow --remove` until it is in force and tunnels are cut", removed, 1.0);
+    Ok(())
+}
