@@ -17,7 +17,16 @@ pub const IMAGE: &str = "pi-docker-e2e-internet";
 /// The same with the program in it.
 const WHOLE: &str = "pi-docker-e2e-internet:whole";
 /// The names that are played. Any other name that squid may ask for leads here by DNS, and is answered with 418.
-const NAMES: &[&str] = &["api.anthropic.com", "api.github.com", "github.com"];
+const NAMES: &[&str] = &[
+    "api.anthropic.com",
+    "api.github.com",
+    "github.com",
+    "claude.ai",
+    "platform.claude.com",
+    "api.individual.githubcopilot.com",
+];
+/// Where Ollama listens, by its own default.
+pub const OLLAMA_PORT: u16 = 11434;
 
 pub struct Internet {
     dir: PathBuf,
@@ -72,6 +81,7 @@ impl Internet {
             ["/internet", "/world/scenario.json", "/world/ca", "/world/repos", "/world/record"].map(str::to_owned),
         );
         args.extend(["--dns", &self.address, "--trap", "22", "--trap", "80", "--trap", "8443"].map(str::to_owned));
+        args.extend(["--ollama".to_owned(), format!("{}:{OLLAMA_PORT}", self.address)]);
         docker(args)?;
         let ready = self.dir.join("record/ready");
         let waited = wait_until("the internet answers", SOON, || Ok(ready.exists().then_some(())));
@@ -150,6 +160,40 @@ impl Internet {
     }
 }
 
+/// The same program on this machine itself, as the Ollama server that a user runs there.
+pub struct HostOllama {
+    process: std::process::Child,
+    record: PathBuf,
+}
+
+impl HostOllama {
+    /// Listens at `address`, as `ip:port`; what is asked of it is recorded in a folder of its own.
+    pub fn start(internet: &Internet, address: &str) -> Result<Self> {
+        let record = internet.dir.join(format!("ollama-{}", address.replace([':', '.'], "-")));
+        fs::create_dir_all(record.join("gates"))?;
+        let mut command = std::process::Command::new(program()?);
+        command.arg(internet.dir.join("scenario.json")).arg(internet.dir.join("ca")).arg(internet.dir.join("repos"));
+        command.arg(&record).args(["--listen", "127.0.0.1:0", "--ollama", address]);
+        let process = command.spawn().context("cannot start an Ollama server")?;
+        let server = Self { process, record };
+        wait_until("the Ollama server answers", SOON, || Ok(server.record.join("ready").exists().then_some(())))?;
+        Ok(server)
+    }
+
+    /// The paths that were asked for.
+    pub fn paths(&self) -> Result<Vec<String>> {
+        let text = fs::read_to_string(self.record.join("requests.ndjson"))?;
+        text.lines().map(|line| Ok(Request::parse(line)?.path)).collect()
+    }
+}
+
+impl Drop for HostOllama {
+    fn drop(&mut self) {
+        let _ = self.process.kill();
+        let _ = self.process.wait();
+    }
+}
+
 impl Request {
     fn parse(line: &str) -> Result<Self> {
         let value: Value =
@@ -176,6 +220,13 @@ fn bind(source: &Path, target: &str) -> String {
     format!("--mount=type=bind,source={},target={target}", source.display())
 }
 
+/// The program, as it was built beside this one.
+fn program() -> Result<PathBuf> {
+    let this = std::env::current_exe()?;
+    let beside = this.ancestors().skip(1).take(2).map(|dir| dir.join("internet")).find(|path| path.is_file());
+    beside.context("cannot find the program 'internet'; cargo build makes it")
+}
+
 /// Where the program comes from.
 enum Program {
     /// It was built beside this one, and runs in the image.
@@ -193,9 +244,7 @@ impl Program {
         }
         let dockerfile = manifest("internet.Dockerfile");
         docker::build(IMAGE, &dockerfile, "git", extra_ca)?;
-        let this = std::env::current_exe()?;
-        let beside = this.ancestors().skip(1).take(2).map(|dir| dir.join("internet")).find(|path| path.is_file());
-        let path = beside.context("cannot find the program 'internet'; cargo build makes it")?;
+        let path = program()?;
         let probe = ["run", "--rm", "--network=none", &bind(&path, "/internet"), IMAGE, "/internet", "--help"];
         let program = if docker::try_docker(probe)?.0 {
             Program::Here(path)

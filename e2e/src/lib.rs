@@ -12,6 +12,7 @@ pub mod internet;
 pub mod launch;
 #[cfg(target_os = "linux")]
 pub mod pty;
+pub mod rpc;
 pub mod session;
 pub mod user;
 pub mod world;

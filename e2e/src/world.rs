@@ -269,6 +269,11 @@ impl World {
         self.git_in(&self.repo, args)
     }
 
+    /// Runs git in the user's home folder as the user.
+    pub fn git_in_home(&self, args: &[&str]) -> Result<String> {
+        self.git_in(&self.home(), args.iter().copied())
+    }
+
     /// Runs git on GitHub's copy of the repository.
     pub fn github_git<'a>(&self, args: impl IntoIterator<Item = &'a str>) -> Result<String> {
         self.git_in(&self.internet.bare(REPO), args)

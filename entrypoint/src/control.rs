@@ -4,7 +4,7 @@
 //! written as the user, whose directory it is on the host. None of this may fail a session: what cannot be written is left out.
 
 use std::cell::Cell;
-use std::io::Write;
+use std::io::{IsTerminal, Write};
 use std::os::unix::net::UnixDatagram;
 use std::time::{Duration, Instant};
 
@@ -51,7 +51,9 @@ impl Control {
         // A reader that has stopped must not hold up the end of the session.
         let mut stderr = std::io::stderr();
         if net::is_writable(&stderr) {
-            let _ = stderr.write_all(format!("pi-entrypoint: {line}\n").as_bytes());
+            // A full-screen program may have taken the terminal's own line ends away.
+            let end = if stderr.is_terminal() { "\r\n" } else { "\n" };
+            let _ = stderr.write_all(format!("pi-entrypoint: {line}{end}").as_bytes());
         }
     }
 

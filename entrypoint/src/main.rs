@@ -83,8 +83,6 @@ fn session(
         return (ending, finish_login(config, login, prepared.agent.as_ref(), control));
     }
     let mut supervisor = Supervisor::new(signals, config.grace);
-    control.open_mailbox();
-    control.ready();
     let ending = match run(config, &prepared, control, login, &mut supervisor) {
         Ok(end) => describe(&end, control),
         Err(failure) => report(&failure, control),
@@ -120,7 +118,7 @@ fn prepare(config: &Config, places: &Places, control: &Control, login: &mut Logi
 fn run(
     config: &Config,
     prepared: &Prepared,
-    control: &Control,
+    control: &mut Control,
     login: &mut Login,
     supervisor: &mut Supervisor,
 ) -> failure::Result<End> {
@@ -132,6 +130,10 @@ fn run(
         gid: config.gid,
         stdout: None,
     };
+    supervisor.start(&program).map_err(|error| not_started(config, &error))?;
+    control.ready();
+    control.open_mailbox();
+    let control = &*control;
     let mut heartbeat =
         config.heartbeat.filter(|_| config.mode != Mode::Export).map(|limit| Heartbeat::new(limit, control));
     let mut interval = heartbeat.as_ref().map(Heartbeat::interval);
@@ -140,7 +142,7 @@ fn run(
     }
     let last_moment = (config.mode == Mode::Auth).then(|| Instant::now() + config.auth_timeout);
     let mut arrived = false;
-    let end = supervisor.run(&program, interval, || {
+    let mut end = supervisor.stay(interval, || {
         control.empty_mailbox();
         if let (Mode::Auth, Some(agent)) = (config.mode, &prepared.agent) {
             arrived |= share_login(login, agent, control);
@@ -150,7 +152,6 @@ fn run(
         }
         heartbeat.as_mut().is_some_and(|heartbeat| heartbeat.is_stale(control)).then_some(Cause::Heartbeat)
     });
-    let mut end = end.map_err(|error| not_started(config, &error))?;
     if let (Mode::Auth, Some(agent)) = (config.mode, &prepared.agent) {
         arrived |= share_login(login, agent, control);
     }
@@ -202,7 +203,8 @@ fn share_login(login: &mut Login, agent: &Place, control: &Control) -> bool {
 
 /// The last thing before the exit: no process is left that could write a credential again.
 fn finish_login(config: &Config, login: &mut Login, agent: Option<&Place>, control: &Control) -> State {
-    let copy = agent.and_then(auth::copy);
+    // Needed only to keep a login; it is what the agent has made of it.
+    let copy = agent.filter(|_| config.keep_auth).and_then(auth::copy);
     if let Some(agent) = agent {
         auth::wipe_copy(agent);
     }

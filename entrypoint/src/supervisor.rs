@@ -86,16 +86,17 @@ impl<'a> Supervisor<'a> {
         self.unreachable
     }
 
-    /// Starts the program and stays with it until it has ended. `tick` is called every `interval`, and when a socket has something to
-    /// read, and may ask for the end.
-    pub(crate) fn run(
-        &mut self,
-        program: &Program,
-        interval: Option<Duration>,
-        mut tick: impl FnMut() -> Option<Cause>,
-    ) -> Result<End, process::NotStarted> {
+    /// Starts the program; it is executing when this returns.
+    pub(crate) fn start(&mut self, program: &Program) -> Result<(), process::NotStarted> {
         let group = self.everyone.as_ref().map_or(Group::Ours, |_| Group::Own(self.terminal.as_ref()));
         self.main = process::start(program, group, self.signals)?;
+        Ok(())
+    }
+
+    /// Stays with the program until it has ended. `tick` is called every `interval`, and when a socket has something to read, and may
+    /// ask for the end.
+    pub(crate) fn stay(&mut self, interval: Option<Duration>, mut tick: impl FnMut() -> Option<Cause>) -> End {
+        process::rest();
         let mut next_tick = interval.map(|interval| Instant::now() + interval);
         loop {
             let now = Instant::now();
@@ -115,7 +116,7 @@ impl<'a> Supervisor<'a> {
                 Some(signal) if signal.number == IO && signal.from_kernel => next_tick = Some(now),
                 Some(signal) if signal.number == CHLD => {
                     if let Some(status) = self.reap() {
-                        return Ok(self.ended(status));
+                        return self.ended(status);
                     }
                 }
                 Some(signal) => self.forward(&signal),
@@ -130,7 +131,8 @@ impl<'a> Supervisor<'a> {
         self.cause = Some(Cause::Timeout);
         self.killed_by_us = false;
         self.deadline = Some(Deadline { main: end, rest: end });
-        let end = self.run(program, None, || None)?;
+        self.start(program)?;
+        let end = self.stay(None, || None);
         self.sweep();
         Ok(end.status)
     }

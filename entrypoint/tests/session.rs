@@ -178,8 +178,7 @@ fn refused(ended: &Finished, code: i32, line: &str) {
     assert_eq!(ended.code, code, "{}", ended.stderr);
     assert!(ended.stderr.contains(line), "{}", ended.stderr);
     assert!(!ended.stdout.contains("started"));
-    // The last step, executing, comes after this word.
-    assert_eq!(ended.read("control/ready").is_empty(), code < 126);
+    assert_eq!(ended.read("control/ready"), "");
 }
 
 #[test]
@@ -197,6 +196,14 @@ fn a_damaged_login_stops_the_session_and_stays_as_it_is() {
             .run_script("echo started");
         refused(&ended, 122, "cannot open the host's 'auth.json': not a regular file");
     }
+}
+
+#[test]
+fn nothing_to_run_is_a_mistake_of_whoever_starts_it() {
+    let ended = Case::session().run(&[]);
+    refused(&ended, 120, "pi-entrypoint: usage: pi-entrypoint PROGRAM [ARGUMENT…]");
+    // It has not got as far as to know whose login there is.
+    assert_eq!(ended.read("auth.json"), LOGIN);
 }
 
 #[test]

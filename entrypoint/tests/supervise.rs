@@ -189,6 +189,15 @@ fn a_second_request_to_end_kills(subject: &Subject) {
     assert_eq!(running.finish().code, 137);
 }
 
+fn a_request_to_end_while_the_rest_is_being_ended_kills_it(subject: &Subject) {
+    let script = "setsid bash -c 'trap \"echo asked >>$OUT/log\" TERM; echo ready >>$OUT/log; while :; do sleep 0.01; done' & \
+                  until grep -q ready $OUT/log; do sleep 0.01; done 2>/dev/null; exit 3";
+    let running = Case::plain(subject).env("PI_DOCKER_GRACE", "1000").start_script(script);
+    running.await_text("out/log", "asked");
+    running.signal(15);
+    assert_eq!(running.finish().code, 3);
+}
+
 fn it_can_be_ended_without_cap_kill(subject: &Subject) {
     let running = Case::plain(subject).capabilities("-all,+setuid,+setgid,+setpcap,+chown");
     let script = "trap 'exit 9' TERM; echo ready >>$OUT/log; setsid sleep 1000 & while :; do wait; done";
@@ -323,6 +332,7 @@ claims! {
     what_is_left_behind_may_clean_up_before_the_end: 0 0 0,
     a_program_that_does_not_end_is_killed_after_a_time: 0 0 0,
     a_second_request_to_end_kills: 0 0 0,
+    a_request_to_end_while_the_rest_is_being_ended_kills_it: 0 0 0,
     it_can_be_ended_without_cap_kill: 0 0 0,
     the_foreground_is_the_programs: 1 1 0,
     the_terminals_keys_and_its_size_arrive_once: 1 1 1,

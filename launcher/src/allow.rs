@@ -38,15 +38,39 @@ pub(crate) fn run(config: Config, args: &AllowArgs) -> Result<u8> {
         Some(place) if args.here => home.state(&place.id()).join("allow.txt"),
         _ => home.join("allow.txt"),
     };
-    let changed = edit(&home, &file, args, &domains, &terminal)?;
+    let here = place.as_ref().map(|place| home.state(&place.id()).join("allow.txt")).filter(|_| !args.here);
+    let changed = edit(&home, &file, args, &domains, here.as_deref(), &terminal)?;
     if changed {
         put_into_force(&config, &home, args, place.as_ref(), &terminal)?;
     }
     Ok(0)
 }
 
+/// Why a name cannot be taken off the list; `here` is the repository's own list, unless that is the one that was asked for.
+fn not_listed(domain: &Domain, here: Option<&Path>) -> anyhow::Error {
+    let name = domain.as_str();
+    let entry = Entry::Allow(domain.clone());
+    if here.is_some_and(|file| inputs::read_list(file).is_ok_and(|entries| entries.contains(&entry))) {
+        return hinted(
+            format!("cannot remove '{name}': it is on the list of this repository only"),
+            format!("pi-docker allow --remove --here {name}"),
+        );
+    }
+    hinted(
+        format!("cannot remove '{name}': it is not on the list"),
+        "pi-docker allow --list shows what is; names under `allow` in config.toml are removed there",
+    )
+}
+
 /// Edits the list and keeps its comments. False if there was nothing to change.
-fn edit(home: &Home, file: &Path, args: &AllowArgs, domains: &[Domain], terminal: &Terminal) -> Result<bool> {
+fn edit(
+    home: &Home,
+    file: &Path,
+    args: &AllowArgs,
+    domains: &[Domain],
+    here: Option<&Path>,
+    terminal: &Terminal,
+) -> Result<bool> {
     let folder = file.parent().unwrap_or(home.dir());
     fs::create_dir_all(folder).with_context(|| format!("cannot make '{}'", folder.display()))?;
     let lock = lock_file(&file.with_extension("lock"))?;
@@ -74,7 +98,7 @@ fn edit(home: &Home, file: &Path, args: &AllowArgs, domains: &[Domain], terminal
                 if let Some(wider) = others.iter().find(|other| other.covers(domain)) {
                     bail!("cannot remove '{}': it is part of '{}'", domain.as_str(), wider.as_str());
                 }
-                bail!("cannot remove '{}': it is not on the list", domain.as_str());
+                return Err(not_listed(domain, here));
             }
             lines.retain(|line| own(line) != Some(Entry::Allow(domain.clone())));
             if known && !lines.iter().any(|line| own(line) == Some(Entry::Remove(domain.clone()))) {

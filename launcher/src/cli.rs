@@ -8,6 +8,9 @@ use std::str::FromStr;
 
 use clap::{ArgAction, CommandFactory, Parser, Subcommand};
 
+use crate::help;
+use crate::nearest::slip;
+
 /// Runs the pi coding agent on the repository you are in, locked into a container.
 #[derive(Debug, Parser)]
 #[command(
@@ -17,7 +20,7 @@ use clap::{ArgAction, CommandFactory, Parser, Subcommand};
     disable_version_flag = true,
     disable_help_subcommand = true,
     override_usage = "pi-docker [OPTIONS] [--] [PI_ARGS]...\n       pi-docker COMMAND [ARGS]...",
-    after_help = AFTER_HELP,
+    after_help = help::SESSION,
 )]
 struct Cli {
     #[command(flatten)]
@@ -31,12 +34,6 @@ struct Cli {
     #[command(subcommand)]
     command: Option<Command>,
 }
-
-const AFTER_HELP: &str = "\
-Everything from the first word that is not one of these options goes to pi unchanged, and pi's exit status comes back:
-  pi-docker \"refactor the auth module\"
-  pi-docker --yes -p \"add unit tests for utils.ts\"
-  pi-docker -- doctor        a word that is also a command of pi-docker, sent to pi";
 
 /// What a session is started with.
 #[derive(Debug, Default, Clone, PartialEq, Eq, clap::Args)]
@@ -76,7 +73,7 @@ pub(crate) enum GitMode {
 #[derive(Debug, Clone, PartialEq, Eq, Subcommand)]
 pub(crate) enum Command {
     /// Log in to a model provider, in a container that has nothing else; `pi-docker-auth` is the same
-    #[command(after_help = AUTH_HELP)]
+    #[command(after_help = help::AUTH)]
     Auth {
         /// pi's name of the provider, as in `anthropic` or `github-copilot`; without one pi opens, and `/login` asks
         provider: Option<String>,
@@ -87,15 +84,17 @@ pub(crate) enum Command {
         what: ModelsCommand,
     },
     /// Look at everything a session needs: engine, images, network, token, login, disk
+    #[command(after_help = help::DOCTOR)]
     Doctor {
         /// Print JSON
         #[arg(long)]
         json: bool,
     },
     /// Let hosts through the proxy, or no longer; sessions that run follow at once
-    #[command(after_help = ALLOW_HELP)]
+    #[command(after_help = help::ALLOW)]
     Allow(AllowArgs),
     /// Show the requests that the proxy refused, by host, with the command that would allow each
+    #[command(after_help = help::DENIED)]
     Denied {
         /// Show them as they happen
         #[arg(long, short)]
@@ -105,33 +104,38 @@ pub(crate) enum Command {
         all: bool,
     },
     /// List the sessions that run, of every repository, and their subagents
+    #[command(after_help = help::STATUS)]
     Status {
         /// Print JSON
         #[arg(long)]
         json: bool,
     },
     /// Show what the container's supervisor and the subagents said, in the session that runs or the last one
+    #[command(after_help = help::LOGS)]
     Logs {
         /// Show more as it comes
         #[arg(long, short)]
         follow: bool,
     },
     /// Fetch what has been committed so far in the sessions of the repository you are in
+    #[command(after_help = help::FETCH)]
     Fetch,
     /// End the sessions of the repository you are in, as if pi had been asked to quit
+    #[command(after_help = help::STOP)]
     Stop {
         /// End the sessions of every repository
         #[arg(long)]
         all: bool,
     },
     /// Print the completions for a shell
+    #[command(after_help = help::COMPLETIONS)]
     Completions { shell: clap_complete::Shell },
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Subcommand)]
 pub(crate) enum ModelsCommand {
     /// Connect sessions to an Ollama server, or change which of its models pi offers
-    #[command(subcommand, after_help = OLLAMA_HELP)]
+    #[command(subcommand, after_help = help::OLLAMA)]
     Ollama(OllamaCommand),
     /// Say whether a server is connected, whether it answers, and which of its models pi offers
     Status,
@@ -162,20 +166,6 @@ pub(crate) enum OllamaCommand {
         models: Vec<String>,
     },
 }
-
-const OLLAMA_HELP: &str = "\
-pi reaches the server through the session's proxy, which lets inference through and nothing else: a session can neither pull nor \
-create nor delete a model. The connection is kept in docker-compose.override.yml, squid-local.conf and models.json in pi-docker's \
-own folder; your ~/.pi/agent/models.json is never written.";
-
-const AUTH_HELP: &str = "\
-The login is saved in ~/.pi/agent/auth.json, and the next session takes it along. The container has no repository and no tools; it \
-ends by itself after three minutes. The browser's answer comes in on port 53692 of this machine's loopback.";
-
-const ALLOW_HELP: &str = "\
-A name is a host (`example.com`) or, with a leading dot, a host and everything below it (`.example.com`). Only TLS on port 443 \
-goes out, whatever is allowed. The names are kept in allow.txt in pi-docker's own folder, with --here in the state of the \
-repository; a file in the repository is never read, for the agent could write it.";
 
 #[derive(Debug, Clone, PartialEq, Eq, clap::Args)]
 pub(crate) struct AllowArgs {
@@ -241,6 +231,14 @@ fn parse_words(words: Vec<OsString>) -> Result<Invocation, clap::Error> {
     let (mut ours, rest) = split(&table, words);
     let name = rest.first().and_then(|word| word.to_str()).unwrap_or("");
     let is_command = !ours.ended && table.get_subcommands().any(|c| c.get_name() == name);
+    if !ours.ended && !is_command {
+        if let Some(command) = asks_for_help(&table, &rest) {
+            let line = std::iter::once("pi-docker").chain(command).chain(["--help"]);
+            return Cli::try_parse_from(line)
+                .map(|_| Invocation::Session { options: Options::default(), pi_args: rest });
+        }
+        refuse_a_slip(&table, &rest)?;
+    }
     let mut line = vec![OsString::from("pi-docker")];
     line.append(&mut ours.words);
     if !is_command {
@@ -253,6 +251,43 @@ fn parse_words(words: Vec<OsString>) -> Result<Invocation, clap::Error> {
         Some(command) => Invocation::Command { options: cli.options, command },
         None => Invocation::Session { options: cli.options, pi_args: Vec::new() },
     })
+}
+
+/// `-h` and `help`, alone, are ours, and so is `help COMMAND`; the inner value is the command.
+fn asks_for_help<'a>(table: &'a clap::Command, rest: &[OsString]) -> Option<Option<&'a str>> {
+    let words: Vec<&str> = rest.iter().map(|word| word.to_str()).collect::<Option<_>>()?;
+    match words[..] {
+        ["-h" | "help"] => Some(None),
+        ["help", name] => table.get_subcommands().map(clap::Command::get_name).find(|known| *known == name).map(Some),
+        _ => None,
+    }
+}
+
+/// A first word that is a slip away from one of our options, or the only word and a slip away from a command, would go to pi as a
+/// prompt, and cost a session. It is refused; `--` sends it to pi for certain.
+fn refuse_a_slip(table: &clap::Command, rest: &[OsString]) -> Result<(), clap::Error> {
+    let Some(first) = rest.first().and_then(|word| word.to_str()) else { return Ok(()) };
+    let refusal = |meant: String| {
+        let text =
+            format!("'{first}' is not known: did you mean '{meant}'?\nhint: pi-docker -- {first}  sends it to pi\n");
+        Err(clap::Error::raw(clap::error::ErrorKind::UnknownArgument, text))
+    };
+    if let Some(option) = first.strip_prefix("--") {
+        let (name, value) = option.split_once('=').unwrap_or((option, ""));
+        let known = table.get_arguments().filter_map(clap::Arg::get_long);
+        let simple = !name.is_empty() && value.bytes().all(|b| b.is_ascii_graphic());
+        return match slip(name, known).filter(|_| simple) {
+            Some(meant) => refusal(format!("--{meant}")),
+            None => Ok(()),
+        };
+    }
+    if rest.len() == 1 && !first.is_empty() && first.bytes().all(|b| b.is_ascii_lowercase()) {
+        let known = table.get_subcommands().map(clap::Command::get_name).chain(["help"]);
+        if let Some(meant) = slip(first, known) {
+            return refusal(format!("pi-docker {meant}"));
+        }
+    }
+    Ok(())
 }
 
 struct Ours {
@@ -308,9 +343,13 @@ mod tests {
         for words in [
             &["-p", "add \"unit\" tests", "a\nb", "", "--leading", "--", "$HOME ${X}"][..],
             &["--model", "x", "--yes"],
-            &["-h"],
-            &["--yess"],
+            &["-h", "me"],
+            &["help", "me"],
             &["-", "--dry-run"],
+            &["stat"],
+            &["statsu", "page"],
+            &["Status?"],
+            &["--print", "--yess"],
         ] {
             let (options, pi_args) = session(words);
             assert_eq!(options, Options::default(), "{words:?}");
@@ -358,6 +397,42 @@ mod tests {
         assert_eq!(session(&["--", "stop"]).1, ["stop"]);
         assert_eq!(session(&["please", "stop"]).1, ["please", "stop"]);
         assert_eq!(parse_words(words(&["stop", "now"])).unwrap_err().exit_code(), 2);
+    }
+
+    /// pi's own options, as its `--help` has them: none of them may be taken for a slip of ours.
+    const OF_PI: &str = "provider model api-key system-prompt append-system-prompt mode print continue resume session session-id \
+        fork session-dir no-session name models no-tools no-builtin-tools tools exclude-tools thinking extension no-extensions \
+        no-mcp skill no-skills prompt-template no-prompt-templates theme use-theme no-themes no-context-files export list-models \
+        verbose tui-mode approve no-approve offline";
+
+    #[test]
+    fn a_slip_is_refused_and_a_dash_dash_sends_it_to_pi() {
+        for (words, meant) in [
+            (&["--dryrun"][..], "'--dry-run'"),
+            (&["--yess"], "'--yes'"),
+            (&["--yes", "--rebiuld", "x"], "'--rebuild'"),
+            (&["--usr=1:1"], "'--user'"),
+            (&["statsu"], "'pi-docker status'"),
+            (&["doctr"], "'pi-docker doctor'"),
+        ] {
+            let error = parse_words(words.iter().map(OsString::from).collect()).unwrap_err();
+            assert!(error.exit_code() == 2 && error.to_string().contains(meant), "{words:?}: {error}");
+            let again: Vec<&str> = ["--"].iter().chain(words).copied().collect();
+            assert_eq!(session(&again).1, words.iter().map(OsString::from).collect::<Vec<_>>());
+        }
+        for option in OF_PI.split_whitespace() {
+            let option = format!("--{option}");
+            assert_eq!(session(&[&option]).1, [option.as_str()]);
+        }
+    }
+
+    #[test]
+    fn help_is_ours_in_every_common_way_to_ask_for_it() {
+        for words in [&["-h"][..], &["help"], &["--help"], &["--yes", "help"], &["help", "allow"], &["allow", "-h"]] {
+            let error = parse_words(words.iter().map(OsString::from).collect()).unwrap_err();
+            assert_eq!(error.kind(), clap::error::ErrorKind::DisplayHelp, "{words:?}");
+            assert_eq!(error.to_string().contains("HOST"), words.contains(&"allow"), "{words:?}");
+        }
     }
 
     #[test]

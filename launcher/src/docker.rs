@@ -8,6 +8,7 @@ use std::fs::File;
 use std::io::{self, Seek, Write};
 use std::net::Ipv4Addr;
 use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
 use std::process::{self, Child, Command, Stdio};
 use std::sync::mpsc;
 use std::thread;
@@ -27,6 +28,8 @@ const ANSWER: Duration = Duration::from_secs(15);
 const STOP: Duration = Duration::from_secs(40);
 /// Between two tries to remove what somebody else is removing.
 const AGAIN: Duration = Duration::from_millis(100);
+/// The label that names a volume's repository.
+const CACHE_OF: &str = "pi-docker.cache-of";
 
 pub(crate) struct Docker {
     env: Vec<(OsString, OsString)>,
@@ -92,10 +95,23 @@ impl Docker {
         Err(failed("cannot look at the image", image, &output))
     }
 
-    /// Makes a volume, if it is not there yet.
-    pub(crate) fn create_volume(&self, name: &str) -> Result<()> {
-        let output = self.ask(["volume", "create", "--label", "pi-docker.cache=1", name], ANSWER)?;
+    /// Makes the volume for a repository's caches, if it is not there yet. The label says whose it is.
+    pub(crate) fn create_volume(&self, name: &str, repository: &Path) -> Result<()> {
+        let whose = format!("{CACHE_OF}={}", repository.display());
+        let output = self.ask(["volume", "create", "--label", "pi-docker.cache=1", "--label", &whose, name], ANSWER)?;
         if output.status.success() { Ok(()) } else { Err(failed("cannot make the volume", name, &output)) }
+    }
+
+    /// The volumes for caches, each with its repository if that is known.
+    pub(crate) fn cache_volumes(&self) -> Result<Vec<(String, Option<PathBuf>)>> {
+        let format = format!("{{{{.Name}}}}\t{{{{.Label \"{CACHE_OF}\"}}}}");
+        let lines = self.list(["volume", "ls", "--filter", "label=pi-docker.cache", "--format", &format])?;
+        let volume = |line: String| match line.split_once('\t') {
+            Some((name, "")) => (name.to_owned(), None),
+            Some((name, repository)) => (name.to_owned(), Some(repository.into())),
+            None => (line, None),
+        };
+        Ok(lines.into_iter().map(volume).collect())
     }
 
     /// Asks a container to end, and waits until it has. An error if there is none of this name.

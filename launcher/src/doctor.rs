@@ -81,7 +81,7 @@ pub(crate) fn run(config: Config, options: &Options, as_json: bool) -> Result<u8
         Ok(place) => {
             let (finding, git) = repository_finding(place, &config);
             findings.extend(finding);
-            match agent_user(options.user, place.owner, me()) {
+            match agent_user(options.user, place, me()) {
                 Ok(user) => (git, user),
                 Err(e) => {
                     findings.push(Finding::from_error("user", &e, ""));
@@ -170,6 +170,22 @@ fn disk(dir: &Path) -> Finding {
     }
 }
 
+/// The volumes that repositories' caches are kept in; what has outlived its repository only takes up room.
+fn caches(docker: &Docker) -> Option<Finding> {
+    let volumes = docker.cache_volumes().ok()?;
+    let left: Vec<&str> = volumes
+        .iter()
+        .filter(|(_, repository)| repository.as_ref().is_some_and(|repository| !repository.exists()))
+        .map(|(name, _)| name.as_str())
+        .collect();
+    if left.is_empty() {
+        return (!volumes.is_empty())
+            .then(|| Finding::good("caches", format!("{} volumes, one a repository", volumes.len())));
+    }
+    let text = format!("{} of {} volumes belong to repositories that are gone", left.len(), volumes.len());
+    Some(Finding::warning("caches", text, format!("docker volume rm {}", left.join(" "))))
+}
+
 /// Everything that needs the engine, as far as it goes.
 fn engine(
     config: &Config,
@@ -200,6 +216,7 @@ fn engine(
             }
         });
     }
+    findings.extend(caches(&docker));
     match inputs::allowed_names(config, home, Path::new("/nonexistent")) {
         Ok(names) => findings.push(Finding::good("allowlist", format!("{} names", names.lines().count()))),
         Err(e) => return findings.push(Finding::from_error("allowlist", &e, "correct the list")),

@@ -2,6 +2,8 @@
 
 use std::ffi::OsString;
 use std::fs;
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
 use std::thread;
 use std::time::SystemTime;
 
@@ -18,6 +20,7 @@ use crate::home::Home;
 use crate::images::{self, Image};
 use crate::repo::{GitFacts, Head, Place};
 use crate::secret::Secret;
+use crate::session::quoted;
 use crate::terminal::{Terminal, printable};
 
 pub(crate) struct Facts {
@@ -44,7 +47,8 @@ impl Facts {
         docker: &Docker,
     ) -> Result<Facts> {
         let me = Owner { uid: geteuid().as_raw(), gid: getegid().as_raw() };
-        let user = agent_user(options.user, place.owner, me)?;
+        let user = agent_user(options.user, &place, me)?;
+        may_write(user, &place.root)?;
         let auth = AuthFile::read(&config.agent_dir.join("auth.json"))?;
         let token = github_token(config.github_token.as_ref(), &home.token_file())?;
         let (engine, image_states, git) = thread::scope(|scope| {
@@ -156,12 +160,10 @@ pub(crate) fn words_for_pi(words: Vec<OsString>) -> Result<Vec<String>> {
 }
 
 /// Who the agent runs as: the one that was asked for, else the repository's owner; never root. `me` is the launcher's own user.
-pub(crate) fn agent_user(asked: Option<Owner>, owner: Owner, me: Owner) -> Result<Owner> {
-    let hint = match me.uid {
-        0 => "chown the repository to an ordinary user, or pass --user UID:GID".to_owned(),
-        _ => format!("chown the repository to yourself, or pass --user {}:{}", me.uid, me.gid),
-    };
-    let refused = |why: &str| Err(hinted(format!("cannot start: the repository belongs to {why}"), hint));
+pub(crate) fn agent_user(asked: Option<Owner>, place: &Place, me: Owner) -> Result<Owner> {
+    let owner = place.owner;
+    let refused =
+        |why: &str| Err(hinted(format!("cannot start: the repository belongs to {why}"), give(&place.root, me)));
     match asked {
         Some(user) if user.uid == 0 || user.gid == 0 => {
             Err(hinted("cannot run the agent as root", "pass another --user UID:GID"))
@@ -174,14 +176,47 @@ pub(crate) fn agent_user(asked: Option<Owner>, owner: Owner, me: Owner) -> Resul
     }
 }
 
+/// The command that gives the repository to the launcher's own user, or to one that root has to choose.
+fn give(root: &Path, me: Owner) -> String {
+    let root = quoted(&root.to_string_lossy());
+    match me.uid {
+        0 => format!("chown -R UID:GID {root}, with the numbers of an ordinary user"),
+        uid => format!("sudo chown -R {uid}:{} {root}", me.gid),
+    }
+}
+
+/// Refuses a user who could not write what git does, before git says so in words of its own. Other groups than the user's first
+/// do not count: the agent has none.
+fn may_write(user: Owner, root: &Path) -> Result<()> {
+    for folder in [root.to_owned(), root.join(".git")] {
+        let Ok(meta) = fs::metadata(&folder) else { continue };
+        let shift = match (meta.uid() == user.uid, meta.gid() == user.gid) {
+            (true, _) => 6,
+            (_, true) => 3,
+            _ => 0,
+        };
+        if meta.is_dir() && (meta.mode() >> shift) & 0o3 != 0o3 {
+            return Err(hinted(
+                format!("cannot start: user {}:{} may not write in '{}'", user.uid, user.gid, folder.display()),
+                format!("sudo chown -R {}:{} {}", user.uid, user.gid, quoted(&root.to_string_lossy())),
+            ));
+        }
+    }
+    Ok(())
+}
+
 #[cfg(test)]
 mod tests {
+    use std::path::PathBuf;
+
     use super::*;
 
     #[test]
     fn the_agent_is_never_root_and_never_a_stranger() {
         let user = |uid, gid| Owner { uid, gid };
         let (root, me) = (user(0, 0), user(1000, 1000));
+        let agent_user =
+            |asked, owner, me| agent_user(asked, &Place { root: "/a b".into(), subfolder: PathBuf::new(), owner }, me);
         assert_eq!(agent_user(None, me, me).unwrap(), me);
         assert_eq!(agent_user(None, me, root).unwrap(), me);
         assert_eq!(agent_user(Some(user(7, 8)), root, me).unwrap(), user(7, 8));
@@ -196,6 +231,6 @@ mod tests {
             assert!(agent_user(asked, owner, launcher).is_err(), "{asked:?} {owner:?} {launcher:?}");
         }
         let error = agent_user(None, root, me).unwrap_err();
-        assert!(error.downcast_ref::<crate::error::Hinted>().unwrap().hint.contains("--user 1000:1000"));
+        assert!(error.downcast_ref::<crate::error::Hinted>().unwrap().hint == "sudo chown -R 1000:1000 '/a b'");
     }
 }

@@ -34,8 +34,8 @@ pub(crate) fn render(plan: &Plan) -> String {
             pi["dns"] = RESET.into();
             pi["depends_on"] = RESET.into();
             pi["networks"] = json!({ "pi-net": RESET, "login-net": {} });
-            // Without the proxy its networks are not made either.
-            json!({ "services": { "proxy": RESET }, "networks": { "login-net": { "enable_ipv6": false } } })
+            // Not taken out of the files, where an overlay of the user's may name it: nothing starts it, nor makes its networks.
+            json!({ "services": { "proxy": { "profiles": ["session"] } }, "networks": { "login-net": { "enable_ipv6": false } } })
         }
     };
     if let Some(volume) = &plan.cache {

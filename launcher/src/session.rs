@@ -148,7 +148,7 @@ impl Session<'_> {
     fn prepare(&self, run: &RunDir, maker: Maker, ready: &mut Option<Ready>) -> Result<(Plan, Heartbeat)> {
         let canary = Canary::open()?;
         thread::scope(|scope| {
-            let volume = scope.spawn(|| self.docker.create_volume(&self.names.cache_volume()));
+            let volume = scope.spawn(|| self.docker.create_volume(&self.names.cache_volume(), &self.facts.place.root));
             inputs::prepare_auth(&self.facts.auth, maker)?;
             maker.dirs(&self.state.join("sessions"))?;
             let git = &*ready.insert(self.private_side().prepare(&self.names.session)?);
@@ -270,14 +270,15 @@ pub(crate) fn selinux() -> bool {
 
 /// A command of docker as a shell takes it.
 pub(crate) fn quoted_command(words: &[OsString]) -> String {
+    let words = words.iter().map(|word| quoted(&word.to_string_lossy()));
+    std::iter::once("docker".to_owned()).chain(words).collect::<Vec<_>>().join(" ")
+}
+
+/// A word as a shell takes it.
+pub(crate) fn quoted(word: &str) -> String {
     let plain = |b: u8| b.is_ascii_alphanumeric() || b"-_./:=@%+,".contains(&b);
-    let mut text = "docker".to_owned();
-    for word in words {
-        let word = word.to_string_lossy();
-        let is_plain = !word.is_empty() && word.bytes().all(plain);
-        text += &if is_plain { format!(" {word}") } else { format!(" '{}'", word.replace('\'', "'\\''")) };
-    }
-    text
+    let is_plain = !word.is_empty() && word.bytes().all(plain);
+    if is_plain { word.to_owned() } else { format!("'{}'", word.replace('\'', "'\\''")) }
 }
 
 /// Eight random hex digits.

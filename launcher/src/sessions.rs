@@ -6,9 +6,11 @@ use std::io::{BufRead, BufReader, Read, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
 use std::sync::mpsc;
 use std::thread;
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use anyhow::{Context, Result};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 use serde_json::{Value, json};
 
 use crate::allowlist::{self, Domain};
@@ -16,10 +18,10 @@ use crate::cli::{GitMode, Owner};
 use crate::config::Config;
 use crate::denied::{self, Denial, Kept};
 use crate::docker::Docker;
-use crate::error::Silent;
+use crate::error::{Silent, hinted};
 use crate::home::Home;
 use crate::inputs;
-use crate::private_side::PrivateSide;
+use crate::private_side::{PrivateSide, WARNING};
 use crate::repo::Place;
 use crate::run_dir::{self, Record};
 use crate::terminal::{Terminal, printable};
@@ -27,6 +29,8 @@ use crate::terminal::{Terminal, printable};
 /// How long pi-subagent may take to answer, so that one stuck session does not hide the others.
 const SUBAGENTS: Duration = Duration::from_secs(10);
 const LOOK: Duration = Duration::from_millis(200);
+/// How long a session may take to end: the container's grace period, and what is done after it.
+const GONE: Duration = Duration::from_secs(60);
 
 /// What the commands here begin with.
 struct Scene {
@@ -64,23 +68,35 @@ impl Scene {
     }
 }
 
-/// Ends the sessions of the repository that the user is in, or all of them.
+/// Ends the sessions of the repository that the user is in, or all of them, and waits until nothing is left of them.
 pub(crate) fn stop(config: &Config, all: bool) -> Result<u8> {
     let scene = Scene::new(config, all)?;
-    let running = scene.running()?;
+    let mut running = scene.running()?;
+    // A look of `doctor` has no login to name, and ends by itself.
+    running.retain(|(record, _)| !record.auth.as_os_str().is_empty());
     if running.is_empty() {
         return Err(scene.none());
     }
-    thread::scope(|scope| {
-        let ends: Vec<_> = running
-            .iter()
-            .map(|(record, _)| {
-                scene.terminal.say(&format!("ending {} …", record.project));
-                scope.spawn(|| scene.docker.stop(&record.container))
-            })
-            .collect();
-        ends.into_iter().try_for_each(|end| end.join().unwrap_or(Ok(())))
-    })?;
+    for (record, _) in &running {
+        scene.terminal.say(&format!("ending {} …", record.project));
+        // Its launcher ends the container as for a closed terminal, and cleans up; the lock that it holds says that it is there.
+        let pid = i32::try_from(record.pid).map(Pid::from_raw).context("cannot end a session without a process")?;
+        kill(pid, Signal::SIGTERM).with_context(|| format!("cannot end {}", record.project))?;
+    }
+    let deadline = Instant::now() + GONE;
+    let is_there =
+        |session: &str| run_dir::running(&scene.home).map(|all| all.iter().any(|(r, _)| r.session == session));
+    for (record, _) in &running {
+        while is_there(&record.session)? {
+            if Instant::now() > deadline {
+                return Err(hinted(
+                    format!("cannot end {}: it is still there after {} s", record.project, GONE.as_secs()),
+                    format!("docker kill {}", record.container),
+                ));
+            }
+            thread::sleep(LOOK);
+        }
+    }
     Ok(0)
 }
 
@@ -118,12 +134,17 @@ pub(crate) fn status(config: &Config, as_json: bool) -> Result<u8> {
         asked.into_iter().map(|asked| asked.join().ok().flatten()).collect()
     });
     let sessions = running.iter().zip(tasks);
+    let warnings = |run: &Path| -> Vec<String> {
+        let lines = new_lines(&run.join("control/log"), &mut 0).unwrap_or_default();
+        lines.iter().filter_map(|line| line.strip_prefix(WARNING)).map(str::to_owned).collect()
+    };
     if as_json {
         let sessions: Vec<Value> = sessions
-            .map(|((record, _), tasks)| {
+            .map(|((record, run), tasks)| {
                 json!({
                     "project": record.project, "session": record.session, "repository": record.root,
                     "started": record.started, "pid": record.pid, "subagents": tasks,
+                    "warnings": warnings(run),
                 })
             })
             .collect();
@@ -133,7 +154,7 @@ pub(crate) fn status(config: &Config, as_json: bool) -> Result<u8> {
     if running.is_empty() {
         scene.terminal.answer("no session is running");
     }
-    for ((record, _), tasks) in sessions {
+    for ((record, run), tasks) in sessions {
         let root = record.root.display().to_string();
         let what = if record.has_no_repository() { "no repository" } else { root.as_str() };
         scene.terminal.answer(&format!(
@@ -142,6 +163,7 @@ pub(crate) fn status(config: &Config, as_json: bool) -> Result<u8> {
             printable(what),
             denied::ago(record.started, SystemTime::now())
         ));
+        warnings(run).iter().for_each(|line| scene.terminal.answer(&format!("  warning: {}", printable(line))));
         let lines: Vec<&Value> = tasks.iter().flat_map(|tasks| tasks.as_array().into_iter().flatten()).collect();
         for task in lines {
             scene.terminal.answer(&format!("  {}", printable(task["text"].as_str().unwrap_or_default())));

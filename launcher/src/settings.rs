@@ -7,6 +7,8 @@ use std::path::Path;
 use anyhow::{Result, anyhow, bail};
 use toml::{Table, Value};
 
+use crate::nearest::nearest;
+
 /// The settings by the names of their variables.
 pub(crate) type Settings = BTreeMap<&'static str, String>;
 
@@ -118,7 +120,10 @@ pub(crate) fn check(variable: &str, value: &str) -> Result<()> {
 fn section(table: &Table, of_a_repository: bool, settings: &mut Settings) -> Result<()> {
     for (name, value) in table {
         let Some(key) = KEYS.iter().find(|key| key.name == name) else {
-            bail!("unknown key '{name}'; did you mean '{}'?", nearest(name));
+            bail!(
+                "unknown key '{name}'; did you mean '{}'?",
+                nearest(name, KEYS.iter().map(|key| key.name)).unwrap_or_default()
+            );
         };
         if of_a_repository && !key.per_repository {
             bail!("'{name}' cannot differ from repository to repository: it belongs above the sections");
@@ -163,26 +168,6 @@ fn good(kind: Kind, text: &str) -> Result<(), &'static str> {
         Kind::Flag => (text == "0" || text == "1", "0 or 1"),
     };
     if fits { Ok(()) } else { Err(what) }
-}
-
-fn nearest(name: &str) -> &'static str {
-    KEYS.iter().map(|key| key.name).min_by_key(|known| distance(name, known)).unwrap_or_default()
-}
-
-/// How many letters have to be put in, taken out or changed.
-fn distance(a: &str, b: &str) -> usize {
-    let b: Vec<char> = b.chars().collect();
-    let mut row: Vec<usize> = (0..=b.len()).collect();
-    for (i, x) in a.chars().enumerate() {
-        let mut diagonal = row[0];
-        row[0] = i + 1;
-        for (j, y) in b.iter().enumerate() {
-            let changed = diagonal + usize::from(x != *y);
-            diagonal = row[j + 1];
-            row[j + 1] = changed.min(row[j] + 1).min(diagonal + 1);
-        }
-    }
-    row[b.len()]
 }
 
 #[cfg(test)]

@@ -8,6 +8,7 @@ use anyhow::{Result, anyhow};
 
 use crate::error::{Hinted, hinted};
 
+#[derive(Clone)]
 pub(crate) struct Terminal {
     assume_yes: bool,
     colour: bool,
@@ -46,6 +47,16 @@ impl Terminal {
         let _ = writeln!(err, "{label} {text}");
         if !hint.is_empty() {
             let _ = writeln!(err, "hint: {hint}");
+        }
+    }
+
+    /// Warns while pi runs. On pi's own screen a line would be lost or in the way: there the bell rings, and the title of the window
+    /// says where to look.
+    pub(crate) fn warn_meanwhile(&self, text: &str) {
+        if Terminal::is_interactive() && io::stderr().is_terminal() {
+            let _ = io::stderr().lock().write_all(b"\x1b]0;pi-docker: a warning, see pi-docker status\x07\x07");
+        } else {
+            self.warn(text, "");
         }
     }
 

@@ -13,6 +13,7 @@ mod failure;
 mod git;
 mod github;
 mod http;
+mod include;
 mod inspect;
 mod job;
 mod judge;

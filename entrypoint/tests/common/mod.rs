@@ -139,6 +139,12 @@ impl Case {
         self.before("umount /home/pi/.pi/agent/sessions /home/pi; mount --bind $D/home /home/pi; mkdir -p /home/pi/.pi/agent /home/pi/.cache")
     }
 
+    /// The same with another program as PID 1.
+    pub(crate) fn subject(mut self, subject: &Subject) -> Self {
+        self.subject = subject.clone();
+        self
+    }
+
     pub(crate) fn env(mut self, name: &str, value: &str) -> Self {
         self.variables.retain(|(known, _)| known != name);
         self.variables.push((name.into(), value.into()));

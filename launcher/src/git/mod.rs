@@ -17,6 +17,7 @@ mod index;
 mod intake;
 mod landing;
 mod ledger;
+mod lenders;
 mod lfs;
 mod paths;
 mod pin;
@@ -34,10 +35,13 @@ use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 
 pub(crate) use import::{Limits, import, import_running};
-pub(crate) use ledger::{mounts, set_aside, unimported};
+pub(crate) use ledger::{direct as direct_sessions, mounts, set_aside, unimported};
 pub(crate) use prepare::{forget, prepare, release};
+pub(crate) use refs::head as checked_out;
 pub(crate) use report::ImportReport;
-pub(crate) use watch::Watcher;
+pub(crate) use repository::Repository;
+pub(crate) use run::Git;
+pub(crate) use watch::{Finding, Watcher};
 
 /// A repository, its private side and the session that is meant.
 #[derive(Clone, Copy)]

@@ -17,6 +17,7 @@ mod attacks;
 mod direct_mode;
 mod gate;
 mod kinds;
+mod lenders;
 mod limits;
 mod lossless;
 mod offered_again;

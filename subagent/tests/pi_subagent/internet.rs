@@ -7,7 +7,7 @@ use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use rustls::pki_types::PrivateKeyDer;
 use serde_json::{Value, json};
@@ -50,6 +50,8 @@ pub struct World {
     pub faults: VecDeque<Fault>,
     pub denied: Vec<String>,
     pub repository: Value,
+    /// How long it took to answer, all together.
+    pub busy: Duration,
 }
 
 pub struct Internet {
@@ -119,6 +121,7 @@ fn certificates() -> (Arc<rustls::ServerConfig>, String) {
 
 fn tunnel(stream: TcpStream, world: &Mutex<World>, config: Arc<rustls::ServerConfig>, root: &Path) {
     let _ = stream.set_read_timeout(Some(Duration::from_secs(60)));
+    let _ = stream.set_nodelay(true);
     let mut reader = BufReader::new(stream.try_clone().unwrap());
     let Some((method, target, _)) = head(&mut reader) else { return };
     let mut stream = stream;
@@ -161,6 +164,11 @@ type Tls = BufReader<rustls::StreamOwned<rustls::ServerConnection, TcpStream>>;
 
 fn serve(tls: &mut Tls, host: &str, world: &Mutex<World>, root: &Path) -> Option<bool> {
     let (method, path, headers) = head(tls)?;
+    let started = Instant::now();
+    // A tunnel that is open does not outlive the permission.
+    if world.lock().unwrap().denied.iter().any(|denied| denied == host) {
+        return Some(false);
+    }
     let header = |name: &str| headers.iter().find(|(found, _)| found == name).map(|(_, value)| value.clone());
     let length = header("content-length").and_then(|value| value.parse::<u64>().ok());
     let chunked = header("transfer-encoding").as_deref() == Some("chunked");
@@ -181,7 +189,9 @@ fn serve(tls: &mut Tls, host: &str, world: &Mutex<World>, root: &Path) -> Option
             Some(backend(&asked, &kind, &mut body, root))
         };
         drop(body);
-        return reply(tls, fault, || answer.unwrap());
+        let replied = reply(tls, fault, || answer.unwrap());
+        world.lock().unwrap().busy += started.elapsed();
+        return replied;
     }
     let mut bytes = Vec::new();
     match chunked {
@@ -194,7 +204,9 @@ fn serve(tls: &mut Tls, host: &str, world: &Mutex<World>, root: &Path) -> Option
         Some(What::Answer(..) | What::Cut) => None,
         _ => Some(api(&asked, &mut world.lock().unwrap())),
     };
-    reply(tls, fault, || answer.unwrap())
+    let replied = reply(tls, fault, || answer.unwrap());
+    world.lock().unwrap().busy += started.elapsed();
+    replied
 }
 
 fn record(world: &Mutex<World>, asked: Asked) -> Option<What> {
@@ -234,10 +246,9 @@ fn reply(tls: &mut Tls, fault: Option<What>, truth: impl FnOnce() -> Answer) -> 
     for (name, value) in &answer.headers {
         text.push_str(&format!("{name}: {value}\r\n"));
     }
+    text.push_str("\r\n");
     let stream = tls.get_mut();
-    stream.write_all(text.as_bytes()).ok()?;
-    stream.write_all(b"\r\n").ok()?;
-    stream.write_all(&answer.body).ok()?;
+    stream.write_all(&[text.into_bytes(), answer.body].concat()).ok()?;
     stream.flush().ok()?;
     Some(true)
 }

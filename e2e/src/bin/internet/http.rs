@@ -14,7 +14,7 @@ use serde_json::{Value, json};
 
 use crate::record::{self, Entry};
 use crate::scenario::Scenario;
-use crate::{World, anthropic, git, github};
+use crate::{World, anthropic, git, github, oauth};
 
 pub(crate) type Body = BoxBody<Bytes, io::Error>;
 
@@ -65,7 +65,15 @@ pub(crate) async fn answer(world: &World, sni: Option<&str>, request: Request<In
             return Ok(reply(StatusCode::INTERNAL_SERVER_ERROR, &body));
         }
     };
+    let path = asked.path.as_str();
     match sni.unwrap_or(&asked.host) {
+        "claude.ai" | "platform.claude.com" | "api.individual.githubcopilot.com" => {
+            oauth::answer(world, &scenario, asked, request).await
+        }
+        "github.com" if path.starts_with("/login/") => oauth::answer(world, &scenario, asked, request).await,
+        "api.github.com" if path.starts_with("/copilot_internal/") => {
+            oauth::answer(world, &scenario, asked, request).await
+        }
         "api.anthropic.com" => anthropic::answer(world, &scenario, asked, request).await,
         "api.github.com" => github::answer(world, &scenario, asked, request).await,
         "github.com" => git::answer(world, &scenario, asked, request).await,

@@ -1,14 +1,16 @@
-//! Every upstream of a session in one program: a scripted model, the GitHub API, git over HTTPS, and for any other name an
+//! Every upstream of a session in one program: a scripted model, the GitHub API, git over HTTPS, the two logins, Ollama, and for any other name an
 //! answer that cannot be mistaken for success. It tells the upstreams apart by the TLS name, as the internet does, and writes
 //! down every request, so that a test can say what was asked and what was not.
 //!
-//! usage: internet SCENARIO CA_DIR REPOS RECORD_DIR [--listen ADDR:PORT] [--dns ANSWER] [--trap PORT]...
+//! usage: internet SCENARIO CA_DIR REPOS RECORD_DIR [--listen ADDR:PORT] [--dns ANSWER] [--trap PORT]... [--ollama ADDR:PORT]
 
 mod anthropic;
 mod dns;
 mod git;
 mod github;
 mod http;
+mod oauth;
+mod ollama;
 mod pulls;
 mod record;
 mod scenario;
@@ -36,6 +38,7 @@ struct Options {
     listen: SocketAddr,
     dns: Option<Ipv4Addr>,
     traps: Vec<u16>,
+    ollama: Option<SocketAddr>,
 }
 
 /// What every handler needs.
@@ -47,6 +50,7 @@ struct World {
     pace: Arc<script::Pace>,
     faults: scenario::Counter,
     pulls: pulls::Pulls,
+    logins: oauth::Logins,
 }
 
 fn main() -> ExitCode {
@@ -59,8 +63,7 @@ fn main() -> ExitCode {
     }
 }
 
-const USAGE: &str =
-    "usage: internet SCENARIO CA_DIR REPOS RECORD_DIR [--listen ADDR:PORT] [--dns ANSWER] [--trap PORT]...";
+const USAGE: &str = "usage: internet SCENARIO CA_DIR REPOS RECORD_DIR [--listen ADDR:PORT] [--dns ANSWER] [--trap PORT]... [--ollama ADDR:PORT]";
 
 fn start() -> Result<()> {
     if std::env::args().nth(1).as_deref() == Some("--help") {
@@ -74,7 +77,7 @@ fn start() -> Result<()> {
 fn parse(args: impl Iterator<Item = String>) -> Result<Options> {
     let mut paths = Vec::new();
     let mut listen: SocketAddr = ([0, 0, 0, 0], 443).into();
-    let (mut dns, mut traps) = (None, Vec::new());
+    let (mut dns, mut traps, mut ollama) = (None, Vec::new(), None);
     let mut args = args.peekable();
     while let Some(arg) = args.next() {
         let mut value = || args.next().with_context(|| format!("'{arg}' wants a value"));
@@ -82,13 +85,14 @@ fn parse(args: impl Iterator<Item = String>) -> Result<Options> {
             "--listen" => listen = value()?.parse().context("--listen wants ADDR:PORT")?,
             "--dns" => dns = Some(value()?.parse().context("--dns wants an IPv4 address")?),
             "--trap" => traps.push(value()?.parse().context("--trap wants a port")?),
+            "--ollama" => ollama = Some(value()?.parse().context("--ollama wants ADDR:PORT")?),
             _ => paths.push(PathBuf::from(arg)),
         }
     }
     let Ok([scenario, ca, repos, record]) = <[PathBuf; 4]>::try_from(paths) else {
         bail!("{USAGE}");
     };
-    Ok(Options { scenario, ca, repos, record, listen, dns, traps })
+    Ok(Options { scenario, ca, repos, record, listen, dns, traps, ollama })
 }
 
 async fn serve(options: Options) -> Result<()> {
@@ -98,6 +102,7 @@ async fn serve(options: Options) -> Result<()> {
         pace: Arc::new(script::Pace::new(&options.record)),
         faults: scenario::Counter::default(),
         pulls: pulls::Pulls::open(&options.record)?,
+        logins: oauth::Logins::default(),
         scenario: options.scenario,
         repos: options.repos,
     });
@@ -107,6 +112,9 @@ async fn serve(options: Options) -> Result<()> {
     }
     if let Some(answer) = options.dns {
         dns::listen(world.clone(), options.listen.ip(), answer).await?;
+    }
+    if let Some(address) = options.ollama {
+        ollama::listen(world.clone(), address).await?;
     }
     let acceptor = tls::acceptor(&options.ca)?;
     let listener =

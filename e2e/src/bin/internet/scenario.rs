@@ -17,6 +17,10 @@ pub(crate) struct Scenario {
     #[serde(default)]
     pub(crate) github: GitHub,
     #[serde(default)]
+    pub(crate) oauth: OAuth,
+    #[serde(default)]
+    pub(crate) ollama: Ollama,
+    #[serde(default)]
     pub(crate) rules: Vec<Rule>,
 }
 
@@ -25,6 +29,23 @@ pub(crate) struct Scenario {
 #[serde(deny_unknown_fields, default)]
 pub(crate) struct Anthropic {
     pub(crate) keys: Vec<String>,
+}
+
+/// What a completed login is given: Anthropic's two tokens, GitHub's, and the one that Copilot makes of it.
+#[derive(Deserialize, Default)]
+#[serde(deny_unknown_fields, default)]
+pub(crate) struct OAuth {
+    pub(crate) anthropic: String,
+    pub(crate) refresh: String,
+    pub(crate) github: String,
+    pub(crate) copilot: String,
+}
+
+/// The models that the Ollama server has.
+#[derive(Deserialize, Default)]
+#[serde(deny_unknown_fields, default)]
+pub(crate) struct Ollama {
+    pub(crate) models: Vec<String>,
 }
 
 #[derive(Deserialize)]
@@ -189,7 +210,9 @@ impl Scenario {
     }
 
     pub(crate) fn secrets(&self) -> Vec<String> {
-        self.anthropic.keys.iter().chain([&self.github.token]).cloned().collect()
+        let OAuth { anthropic, refresh, github, copilot } = &self.oauth;
+        let known = [&self.github.token, anthropic, refresh, github, copilot];
+        self.anthropic.keys.iter().chain(known).cloned().collect()
     }
 
     /// The fault that this request meets, if any.

@@ -1,0 +1,117 @@
+//! What follows the options in the help of each command: how it is used, in examples, and what else there is to know.
+
+pub(crate) const SESSION: &str = "\
+Everything from the first word that is not one of these options goes to pi unchanged, and pi's exit status comes back.
+
+Examples:
+  pi-docker                              pi, in the folder you are in
+  pi-docker \"refactor the auth module\"   pi, with a first prompt
+  pi-docker --yes -p \"add unit tests\"    no questions, no terminal: pi answers and ends
+  pi-docker --continue                   pi's own option: the last session of this repository
+  pi-docker -- doctor                    a word that is also a command of pi-docker, sent to pi
+
+Settings are variables, or keys in config.toml in pi-docker's own folder; README.md has them all.
+`pi-docker help COMMAND` has more on each command.";
+
+pub(crate) const AUTH: &str = "\
+The container has no repository, no proxy and no tools; it ends by itself after three minutes. The browser's answer comes in on port \
+53692 of this machine's loopback, and nowhere else. If your browser is on another machine, paste the address that it ends at into pi.
+
+The login is saved in ~/.pi/agent/auth.json, for you alone to read, and the next session takes it along. The end of that session \
+empties the file, unless --keep-auth or `keep-auth` in config.toml says otherwise.
+
+Examples:
+  pi-docker auth                   pi opens: type /login and choose
+  pi-docker auth anthropic         Claude Pro or Max, straight away
+  pi-docker auth github-copilot    a GitHub Copilot subscription
+
+Exit status: that of pi. What has arrived is said at the end.";
+
+pub(crate) const OLLAMA: &str = "\
+pi reaches the server through the session's proxy, which lets inference through and nothing else: a session can neither pull nor \
+create nor delete a model. The connection is kept in docker-compose.override.yml, squid-local.conf and models.json in pi-docker's \
+own folder; your ~/.pi/agent/models.json is never written. Changes count from the next session on.
+
+Examples:
+  pi-docker models ollama enable                       the server on this machine, and all of its models
+  pi-docker models ollama enable --host 192.168.1.100  one on another machine
+  pi-docker models ollama sync                         after `ollama pull` or `ollama rm`
+  pi-docker models ollama remove codellama:34b         offer one model less; the server keeps it
+  pi-docker models ollama disable                      remove what `enable` made, and only that
+
+A server that listens on loopback only cannot be reached from a container; `enable` says so, and which address it needs.";
+
+pub(crate) const DOCTOR: &str = "\
+Each line is ok, a warning or failed; what is not ok is followed by its fix. To look at the network and at the token it starts a \
+session that has no repository and no login, and takes it away again: the container tries to reach this machine and an outside name, \
+and asks GitHub what the token may do on this repository, by requests that change nothing.
+
+Examples:
+  pi-docker doctor
+  pi-docker doctor --json | jq '.findings[] | select(.grade != \"ok\")'
+
+Exit status: 1 if something would keep a session from working, 0 otherwise.";
+
+pub(crate) const ALLOW: &str = "\
+A name is a host (`example.com`) or, with a leading dot, a host and everything below it (`.example.com`). Only TLS on port 443 \
+goes out, whatever is allowed. Sessions that run follow within a second and go on.
+
+The names are kept in allow.txt in pi-docker's own folder, with --here in the state of the repository. A file in the repository is \
+never read, for the agent could write it. A shipped name that you remove stays away: it is kept as `!name`.
+
+Examples:
+  pi-docker allow proxy.golang.org sum.golang.org
+  pi-docker allow --here .example.com       only for the repository you are in
+  pi-docker allow --remove .npmjs.org
+  pi-docker allow --list                    everything that is in force here
+  pi-docker denied                          what was refused, with the command for each
+
+Exit status: 0 if the list is as asked for, and in force in every session that it concerns.";
+
+pub(crate) const DENIED: &str = "\
+What was refused is kept after a session's end, in denied.log in pi-docker's own folder, up to a size. A host that is not on the list \
+comes with the command that allows it; what no list can allow (a port other than 443, an address, plain HTTP) says why.
+
+Examples:
+  pi-docker denied           by host, the last one last
+  pi-docker denied -f        each as it happens, until the sessions end or Ctrl-C
+  pi-docker denied --all     of every repository";
+
+pub(crate) const STATUS: &str = "\
+What the subagents do is asked of pi-subagent in each container: state, age, cost and pull request. A session that does not answer \
+within ten seconds is listed without them.
+
+Examples:
+  pi-docker status
+  pi-docker status --json | jq -r '.sessions[].project'";
+
+pub(crate) const LOGS: &str = "\
+What pi itself shows is for your terminal and is kept nowhere but in pi's own sessions. What the proxy did is in `docker compose logs \
+proxy`, with the project's name; README.md has the whole command.
+
+Examples:
+  pi-docker logs
+  pi-docker logs -f          until the session ends or Ctrl-C";
+
+pub(crate) const FETCH: &str = "\
+The agent commits into a git directory of its own, and its commits come into yours at the end of a session. This brings over what is \
+there now, in the same way: branches that can be fast-forwarded are, the rest is kept below refs/pi/ and said.
+
+Examples:
+  pi-docker fetch && git log --oneline -3";
+
+pub(crate) const STOP: &str = "\
+pi gets the time to save its session; then the login is wiped, commits are fetched and everything of the session is removed. The \
+command returns when that is done.
+
+Examples:
+  pi-docker stop
+  pi-docker stop --all       those of every repository, and logins
+
+Exit status: 1 if no session was running.";
+
+pub(crate) const COMPLETIONS: &str = "\
+Examples:
+  pi-docker completions bash > ~/.local/share/bash-completion/completions/pi-docker
+  pi-docker completions zsh > ~/.zfunc/_pi-docker       (a folder of your $fpath)
+  pi-docker completions fish > ~/.config/fish/completions/pi-docker.fish";
