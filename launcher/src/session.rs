@@ -15,6 +15,7 @@ use crate::cli::{GitMode, Options};
 use crate::config::{Config, utf8};
 use crate::containers;
 use crate::docker::Docker;
+use crate::exit_report::Report;
 use crate::facts::{Facts, offer_to_keep, words_for_pi};
 use crate::files::Maker;
 use crate::foreground::Foreground;
@@ -115,11 +116,26 @@ impl Session<'_> {
             self.terminal.say(&self.facts.banner(&plan.names.project, &plan.workdir));
             containers::run(&self.docker, &foreground, &run, &plan.command, heartbeat)
         });
-        let fetched = self.private_side().finish(&self.names.session, &run.path.join("control"), ready);
+        let began = run.path.join("control/ready").exists();
+        let (report, fetched) = thread::scope(|scope| {
+            let report = scope.spawn(|| began.then(|| Report::collect(&self.docker, &run.record, &run.path)));
+            let fetched = self.private_side().finish(&self.names.session, &run.path.join("control"), ready);
+            (report.join().ok().flatten(), fetched)
+        });
+        let fetched = fetched.map(|commits| self.report(report, &run.record, commits));
         let cleaned = containers::clean_up(&self.docker, self.home, run);
         let status = ended?;
         fetched.and(cleaned)?;
         Ok(status)
+    }
+
+    /// Says and keeps what the session did that matters on this machine.
+    fn report(&self, report: Option<Report>, record: &Record, commits: Vec<String>) {
+        if let Some(mut report) = report {
+            report.commits = commits;
+            report.keep(self.home, record);
+            report.say(self.terminal);
+        }
     }
 
     /// Builds what is missing, or everything if that is asked for.
