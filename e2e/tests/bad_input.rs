@@ -48,6 +48,23 @@ fn what_cannot_work_is_refused_with_the_reason_and_nothing_is_started_or_lost() 
     Ok(())
 }
 
+#[test]
+fn a_session_that_docker_does_not_start_costs_no_login() -> Result<()> {
+    let world = World::new("tools")?;
+    world.log_in_with_key()?;
+    let login = fs::read_to_string(world.auth_json())?;
+    let overlay = world.path("no-such-network.json");
+    fs::write(&overlay, r#"{"networks": {"pi-net": {"external": true, "name": "pi-docker-no-such-network"}}}"#)?;
+    let files = format!("{}:{}", world.path("overlay.json").display(), overlay.display());
+    let ran = world.pi_docker().env("PI_DOCKER_COMPOSE_FILES", files).args(["-p", "hello"]).run()?;
+    assert_ne!(ran.code(), 0, "{ran:?}");
+    assert_eq!(fs::read_to_string(world.auth_json())?, login);
+    assert_eq!(world.leftovers()?, Vec::<String>::new());
+    world.pi_docker().args(["-p", "hello"]).run()?.expect(0)?;
+    assert_eq!(fs::read_to_string(world.auth_json())?, "{}");
+    Ok(())
+}
+
 /// Gives the repository to another user, also where the tests are not run by root.
 fn own(world: &World, owner: &str) -> Result<()> {
     let mount = format!("--volume={}:/repository", world.repo.display());
