@@ -3,6 +3,7 @@
 //! Each run is PID 1 of new PID, mount and network namespaces with the session's files mounted where the container has them, on the
 //! machine's own file system. Times are from the moment before `execve` of the subject to the first instruction of a main program
 //! of 1 KB, and from SIGTERM to the end of PID 1. `run` beside this builds what is measured and starts it.
+#![allow(clippy::disallowed_methods, reason = "a bench starts programs")]
 
 mod namespaces;
 
@@ -79,7 +80,8 @@ fn main() {
     }
     for (subject, samples) in subjects.iter().zip(&mut samples) {
         samples.calls = fixture.count_calls(&subject.argv);
-        samples.bytes = subject.files.iter().map(|file| std::fs::metadata(file).expect("a file").len() as f64).sum();
+        samples.bytes =
+            subject.files.iter().map(|file| std::fs::metadata(file).expect("a file").len()).sum::<u64>() as f64;
     }
     report(&subjects, &samples);
 }
