@@ -115,8 +115,13 @@ impl Session<'_> {
             self.terminal.say(&self.facts.banner(&plan.names.project, &plan.workdir));
             containers::run(&self.docker, &foreground, &run, &plan.command, heartbeat)
         });
-        let fetched = self.private_side().finish(&self.names.session, &run.path.join("control"), ready);
-        let cleaned = containers::clean_up(&self.docker, self.home, run);
+        // The commits are fetched from files: nothing of the engine's is needed for it any more.
+        let (fetched, taken) = thread::scope(|scope| {
+            let taken = scope.spawn(|| containers::take_down(&self.docker, self.home, &run));
+            let fetched = self.private_side().finish(&self.names.session, &run.path.join("control"), ready);
+            (fetched, taken.join().unwrap_or_else(|_| Err(anyhow!("cannot clean up after the session"))))
+        });
+        let cleaned = containers::forget(run, taken);
         let status = ended?;
         fetched.and(cleaned)?;
         Ok(status)
