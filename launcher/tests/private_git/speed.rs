@@ -42,6 +42,7 @@ fn on_a_hundred_thousand_files_a_session_is_prepared_in_a_tenth_and_imported_in_
         assert!(processor < Duration::from_millis(most), "{step}: {processor:?}");
     }
     let state: u64 = walk(&scene.state);
+    eprintln!("the private side has {} MB", state >> 20);
     assert!(state < 30 << 20, "no object is copied: {state} bytes");
 }
 
