@@ -15,7 +15,7 @@ fn ended<'a>(records: &'a [Value], task: &str) -> &'a Value {
         started.is_some_and(|start| start["args"]["task_name"] == task)
     };
     let ends = records.iter().filter(|record| record["type"] == "tool_execution_end");
-    ends.filter(of_task).last().unwrap_or_else(|| panic!("no end of {task}: {records:#?}"))
+    ends.filter(of_task).next_back().unwrap_or_else(|| panic!("no end of {task}: {records:#?}"))
 }
 
 fn cost(pi: &mut Rpc) -> Result<f64> {

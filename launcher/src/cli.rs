@@ -117,6 +117,18 @@ pub(crate) enum Command {
         #[arg(long, short)]
         follow: bool,
     },
+    /// Show what the last session of the repository you are in did that matters on this machine
+    Report {
+        /// Print JSON
+        #[arg(long)]
+        json: bool,
+    },
+    /// Attack a session's container from inside, on this engine, and say of each wall whether it holds
+    Verify {
+        /// Print JSON
+        #[arg(long)]
+        json: bool,
+    },
     /// Fetch what has been committed so far in the sessions of the repository you are in
     #[command(after_help = help::FETCH)]
     Fetch,
@@ -184,10 +196,11 @@ pub(crate) struct AllowArgs {
 }
 
 /// The completions of the whole command line.
-pub(crate) fn completions(shell: clap_complete::Shell) -> Vec<u8> {
+pub(crate) fn completions(shell: clap_complete::Shell) -> String {
     let mut script = Vec::new();
     clap_complete::generate(shell, &mut Cli::command(), "pi-docker", &mut script);
-    script
+    // For bash it writes the dash in our name in two ways, so that nothing below a command would be completed.
+    String::from_utf8_lossy(&script).replace("pi__subcmd__docker", "pi__docker")
 }
 
 /// A user and a group by number.

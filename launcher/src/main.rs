@@ -11,6 +11,7 @@ mod denied;
 mod docker;
 mod doctor;
 mod error;
+mod exit_report;
 mod facts;
 mod files;
 mod foreground;
@@ -40,6 +41,7 @@ mod signals;
 mod terminal;
 mod trial;
 mod update;
+mod verify;
 
 use std::process::ExitCode;
 
@@ -84,10 +86,12 @@ fn run(invocation: Invocation) -> Result<u8> {
         Command::Denied { follow, all } => sessions::denied(&config, all, follow),
         Command::Status { json } => sessions::status(&config, json),
         Command::Logs { follow } => sessions::logs(&config, follow),
+        Command::Report { json } => exit_report::show(&config, json),
+        Command::Verify { json } => verify::run(config, &options, json),
         Command::Fetch => sessions::fetch(&config),
         Command::Stop { all } => sessions::stop(&config, all),
         Command::Completions { shell } => {
-            Terminal::new(true, true).answer(String::from_utf8_lossy(&cli::completions(shell)).trim_end());
+            Terminal::new(true, true).answer(cli::completions(shell).trim_end());
             Ok(0)
         }
     }

@@ -51,7 +51,19 @@ pub(crate) fn render(plan: &Plan) -> String {
     }
     overlay["services"]["pi"] = pi;
     escape(&mut overlay);
-    format!("{overlay:#}").replace(&format!("\"{RESET}\""), "!reset null")
+    printable(&format!("{overlay:#}")).replace(&format!("\"{RESET}\""), "!reset null")
+}
+
+/// JSON leaves the upper control characters as they are; YAML, which docker compose reads, refuses them, and a terminal obeys them.
+fn printable(json: &str) -> String {
+    let mut text = String::with_capacity(json.len());
+    for c in json.chars() {
+        match c {
+            '\u{7f}'..='\u{9f}' => text += &format!("\\u{:04x}", u32::from(c)),
+            _ => text.push(c),
+        }
+    }
+    text
 }
 
 fn push(list: &mut Value, value: Value) {

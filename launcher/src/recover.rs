@@ -8,6 +8,7 @@ use crate::allowlist;
 use crate::credentials::{read_bounded, wipe_if_unchanged};
 use crate::denied::{self, Denial};
 use crate::docker::Docker;
+use crate::exit_report::Report;
 use crate::home::Home;
 use crate::inputs;
 use crate::run_dir::{self, Found, Record};
@@ -50,6 +51,8 @@ impl Orphans {
             // It may be running still, and pi may have something to save. None of this name is what is hoped for.
             let _ = docker.stop(&found.record.container);
             if !found.record.has_no_repository() {
+                Report::collect(&docker.logs(&found.record.proxy()), &found.record, &found.path)
+                    .keep(home, &found.record);
                 keep_logs(docker, home, &found.record, &found.path);
             }
             // What was committed in it is fetched at the next start in its repository: it is safe on the private side.

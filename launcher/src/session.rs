@@ -15,6 +15,7 @@ use crate::cli::{GitMode, Options};
 use crate::config::{Config, utf8};
 use crate::containers;
 use crate::docker::Docker;
+use crate::exit_report::Report;
 use crate::facts::{Facts, offer_to_keep, words_for_pi};
 use crate::files::Maker;
 use crate::foreground::Foreground;
@@ -115,11 +116,30 @@ impl Session<'_> {
             self.terminal.say(&self.facts.banner(&plan.names.project, &plan.workdir));
             containers::run(&self.docker, &foreground, &run, &plan.command, heartbeat)
         });
-        let fetched = self.private_side().finish(&self.names.session, &run.path.join("control"), ready);
-        let cleaned = containers::clean_up(&self.docker, self.home, run);
+        // Whatever happens now, what the proxy has seen is read before it goes.
+        let seen = run.path.join("control/ready").exists().then(|| self.docker.logs(&run.record.proxy()));
+        // The commits are fetched from files: nothing of the engine's is needed for it any more.
+        let (report, fetched, taken) = thread::scope(|scope| {
+            let taken = scope.spawn(|| containers::take_down(&self.docker, self.home, &run));
+            let report = scope.spawn(|| seen.as_deref().map(|log| Report::collect(log, &run.record, &run.path)));
+            let fetched = self.private_side().finish(&self.names.session, &run.path.join("control"), ready);
+            let taken = taken.join().unwrap_or_else(|_| Err(anyhow!("cannot clean up after the session")));
+            (report.join().ok().flatten(), fetched, taken)
+        });
+        let fetched = fetched.map(|commits| self.report(report, &run.record, commits));
+        let cleaned = containers::forget(run, taken);
         let status = ended?;
         fetched.and(cleaned)?;
         Ok(status)
+    }
+
+    /// Says and keeps what the session did that matters on this machine.
+    fn report(&self, report: Option<Report>, record: &Record, commits: Vec<String>) {
+        if let Some(mut report) = report {
+            report.commits = commits;
+            report.keep(self.home, record);
+            report.say(self.terminal);
+        }
     }
 
     /// Builds what is missing, or everything if that is asked for.
@@ -210,6 +230,7 @@ impl Session<'_> {
             compose_files: &self.config.compose_files(),
             compose_override: self.home.compose_override(),
             interactive: Terminal::is_interactive(),
+            input: Terminal::has_input(),
             selinux: selinux(),
             canary,
             git,

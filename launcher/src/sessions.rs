@@ -24,6 +24,7 @@ use crate::inputs;
 use crate::private_side::{PrivateSide, WARNING};
 use crate::repo::Place;
 use crate::run_dir::{self, Record};
+use crate::session;
 use crate::terminal::{Terminal, printable};
 
 /// How long pi-subagent may take to answer, so that one stuck session does not hide the others.
@@ -241,13 +242,11 @@ fn new_lines(file: &Path, at: &mut u64) -> Result<Vec<String>> {
 pub(crate) fn denied(config: &Config, all: bool, follow: bool) -> Result<u8> {
     let scene = Scene::new(config, all)?;
     let running: Vec<_> = scene.running()?.into_iter().filter(|(record, _)| !record.has_no_repository()).collect();
-    let allowed =
-        |run: &Path| inputs::read_list(&run.join("squid/allow.txt")).map(allowlist::merge).unwrap_or_default();
     if follow {
         if running.is_empty() {
             return Err(scene.none());
         }
-        return follow_denied(&scene, running.iter().map(|(record, run)| (record, allowed(run))).collect());
+        return follow_denied(&scene, running);
     }
     let mut found: Vec<Kept> = denied::kept(&scene.home.join("denied.log"));
     found.retain(|kept| scene.repository.as_ref().is_none_or(|id| *id == kept.repository));
@@ -278,24 +277,45 @@ fn line(host: &str, reason: &str, when: &str) -> String {
     printable(&format!("{host:<40} {when:<18} {reason}{remedy}")).into_owned()
 }
 
-fn follow_denied(scene: &Scene, running: Vec<(&Record, Vec<Domain>)>) -> Result<u8> {
+fn follow_denied(scene: &Scene, running: Vec<(Record, PathBuf)>) -> Result<u8> {
     let (sender, denials) = mpsc::channel();
-    for (record, allowed) in running {
-        let mut child = scene.docker.follow(&["logs", "--follow", "--tail", "0", &record.proxy()])?;
-        let sender = sender.clone();
-        thread::spawn(move || {
-            let lines = child.stdout.take().map(BufReader::new).into_iter().flat_map(BufRead::lines);
-            for line in lines.map_while(Result::ok) {
-                if Denial::parse(&line, &allowed).is_some_and(|denial| sender.send(denial).is_err()) {
-                    break;
-                }
-            }
-            let _ = child.wait();
-        });
-    }
-    drop(sender);
-    for denial in denials {
-        scene.terminal.answer(&line(&denial.host, &denial.reason, "now"));
-    }
+    let since = session::unix_now();
+    thread::scope(|scope| {
+        for (record, run) in &running {
+            let sender = sender.clone();
+            scope.spawn(move || watch(&scene.docker, record, run, since, &sender));
+        }
+        drop(sender);
+        for denial in denials {
+            scene.terminal.answer(&line(&denial.host, &denial.reason, "now"));
+        }
+    });
     Ok(0)
+}
+
+/// Sends the refusals of one session until it ends. `allow --remove` restarts the proxy, and docker lets go of its log then: it is
+/// taken up again where it was left.
+fn watch(docker: &Docker, record: &Record, run: &Path, since: u64, denials: &mpsc::Sender<Denial>) {
+    let mut seen = format!("{since}.000");
+    while run.exists() {
+        let (before, from) = (seen.clone(), seen.split('.').next().unwrap_or_default().to_owned());
+        let Ok(mut child) = docker.follow(&["logs", "--follow", "--since", &from, &record.proxy()]) else { return };
+        let lines = child.stdout.take().map(BufReader::new).into_iter().flat_map(BufRead::lines);
+        for line in lines.map_while(Result::ok) {
+            // Squid's own time comes first, in digits of one length.
+            let Some(time) = line.split(' ').next().filter(|time| **time > *before) else { continue };
+            let Some(denial) = Denial::parse(&line, &allowed(run)) else { continue };
+            time.clone_into(&mut seen);
+            if denials.send(denial).is_err() {
+                break;
+            }
+        }
+        let _ = child.wait();
+        thread::sleep(LOOK);
+    }
+}
+
+/// What is let through in a session now.
+fn allowed(run: &Path) -> Vec<Domain> {
+    inputs::read_list(&run.join("squid/allow.txt")).map(allowlist::merge).unwrap_or_default()
 }
