@@ -136,7 +136,7 @@ impl RunDir {
     }
 }
 
-/// Whether pi ran in the session whose folder this is: PID 1 says so just before.
+/// Whether pi ran in the session whose folder this is: PID 1 says so as soon as it does.
 pub(crate) fn began(run: &Path) -> bool {
     run.join("control/ready").exists()
 }
