@@ -41,6 +41,12 @@ pub fn inspect(name: &str) -> Result<Value> {
     Ok(all[0].clone())
 }
 
+/// `docker network inspect` of one network, whatever else has its name.
+pub fn network(name: &str) -> Result<Value> {
+    let all: Value = serde_json::from_str(&docker(["network", "inspect", name])?)?;
+    Ok(all[0].clone())
+}
+
 /// The lines that docker prints, without empty ones.
 pub fn lines<S: AsRef<OsStr>>(args: impl IntoIterator<Item = S>) -> Result<Vec<String>> {
     Ok(docker(args)?.lines().filter(|line| !line.is_empty()).map(str::to_owned).collect())

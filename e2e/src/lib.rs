@@ -7,10 +7,12 @@
 pub mod ca;
 pub mod docker;
 pub mod evidence;
+pub mod held;
 pub mod internet;
 pub mod launch;
 #[cfg(target_os = "linux")]
 pub mod pty;
+pub mod rpc;
 pub mod session;
 pub mod user;
 pub mod world;

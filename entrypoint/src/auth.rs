@@ -4,7 +4,6 @@
 //! of the container was written by the agent: nothing of it but refreshed tokens and, in auth mode, a new login goes back.
 
 use std::fs::File;
-use std::io::{Seek, SeekFrom};
 use std::os::unix::fs::FileExt;
 
 use serde_json::Value;
@@ -65,8 +64,8 @@ impl Login {
     pub(crate) fn open(place: Option<&Place>) -> Result<Self> {
         let Some(place) = place else { return Ok(Self::none()) };
         let failed = |error: &std::io::Error| Failure::preparing("open the host's 'auth.json'", &cause(error));
-        let mut host = place.reopen_file().map_err(|error| failed(&error))?;
-        let known = files::read_bounded(&mut host, LIMIT).map_err(|error| failed(&error))?;
+        let host = place.reopen_file().map_err(|error| failed(&error))?;
+        let known = files::read_bounded(&host, LIMIT).map_err(|error| failed(&error))?;
         let found = providers(&known).ok_or_else(|| {
             Failure::new(Kind::Preparation, "cannot read '~/.pi/agent/auth.json': not a JSON object")
                 .hint("repair or remove the file, then log in again with `pi-docker auth`; it was left as it is")
@@ -149,7 +148,7 @@ impl Login {
             Some(_) => return State::Changed,
             None => return State::Failed,
         }
-        if overwrite(file, content).and_then(|()| file.sync_all()).is_err() {
+        if overwrite(file, content).is_err() {
             return State::Failed;
         }
         self.known = content.to_vec();
@@ -157,9 +156,7 @@ impl Login {
     }
 
     fn current(&self) -> Option<Vec<u8>> {
-        let mut file = self.host.as_ref()?;
-        file.seek(SeekFrom::Start(0)).ok()?;
-        files::read_bounded(&mut file, LIMIT).ok()
+        files::read_bounded(self.host.as_ref()?, LIMIT).ok()
     }
 }
 
@@ -176,9 +173,13 @@ pub(crate) fn wipe_copy(agent: &Place) {
     }
 }
 
-/// In place, and never longer than before at any moment: no block is given back with a secret before its head is overwritten.
+/// In place, blanks over all that was there: on the disk too, a secret is gone before the file gets shorter. It is JSON all the time.
 fn overwrite(file: &File, content: &[u8]) -> std::io::Result<()> {
-    file.write_all_at(content, 0)?;
+    let length = usize::try_from(file.metadata()?.len()).unwrap_or(0);
+    let mut padded = content.to_vec();
+    padded.resize(length.max(content.len()), b' ');
+    file.write_all_at(&padded, 0)?;
+    file.sync_data()?;
     file.set_len(content.len() as u64)
 }
 

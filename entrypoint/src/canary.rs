@@ -3,7 +3,9 @@
 //! Connections go to the launcher's own listeners on the host, at the addresses it gave and at the first address of each network of
 //! ours (the host's end of the bridge). A query for an outside name goes to every resolver. All of it within one deadline.
 
+use std::collections::hash_map::RandomState;
 use std::fs;
+use std::hash::BuildHasher;
 use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4, UdpSocket};
 use std::time::{Duration, Instant};
 
@@ -89,10 +91,8 @@ fn resolvers(resolv_conf: &str) -> Vec<Ipv4Addr> {
 
 /// A query for the address of a name that nobody has asked for before, so that no cache can answer it.
 fn query() -> Vec<u8> {
-    let uuid = fs::read_to_string("/proc/sys/kernel/random/uuid").unwrap_or_default();
-    let label: String = uuid.chars().filter(char::is_ascii_hexdigit).collect();
-    let id = label.as_bytes().first_chunk().copied().unwrap_or(*b"pi");
-    let mut query = id.to_vec();
+    let label = format!("{:016x}", RandomState::new().hash_one(0u64));
+    let mut query = b"pi".to_vec();
     // Recursion desired, one question, nothing else.
     query.extend([1, 0, 0, 1, 0, 0, 0, 0, 0, 0]);
     for label in [label.as_str()].into_iter().chain(OUTSIDE.split('.')) {

@@ -41,6 +41,8 @@ pub(crate) fn prepare(config: &Config, home: &Place, input: &Place, control: &Co
 fn agent_directory(home: &Place) -> std::io::Result<Place> {
     let pi = home.make_dir(".pi", 0o700)?;
     let agent = pi.make_dir("agent", 0o700)?;
+    // The runtime gives mount points the mode they have in the image.
+    home.set_mode(".", 0o700)?;
     home.set_mode(".pi", 0o700)?;
     pi.set_mode("agent", 0o700)?;
     Ok(agent)

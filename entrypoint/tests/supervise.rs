@@ -189,6 +189,15 @@ fn a_second_request_to_end_kills(subject: &Subject) {
     assert_eq!(running.finish().code, 137);
 }
 
+fn a_request_to_end_while_the_rest_is_being_ended_kills_it(subject: &Subject) {
+    let script = "setsid bash -c 'trap \"echo asked >>$OUT/log\" TERM; echo ready >>$OUT/log; while :; do sleep 0.01; done' & \
+                  until grep -q ready $OUT/log; do sleep 0.01; done 2>/dev/null; exit 3";
+    let running = Case::plain(subject).env("PI_DOCKER_GRACE", "1000").start_script(script);
+    running.await_text("out/log", "asked");
+    running.signal(15);
+    assert_eq!(running.finish().code, 3);
+}
+
 fn it_can_be_ended_without_cap_kill(subject: &Subject) {
     let running = Case::plain(subject).capabilities("-all,+setuid,+setgid,+setpcap,+chown");
     let script = "trap 'exit 9' TERM; echo ready >>$OUT/log; setsid sleep 1000 & while :; do wait; done";
@@ -278,6 +287,17 @@ fn the_terminal_is_usable_after_a_kill(subject: &Subject) {
     assert!(!terminal.screen().contains('\x1b'), "{:?}", terminal.screen());
 }
 
+fn a_terminal_that_nobody_reads_does_not_hold_up_the_end(subject: &Subject) {
+    let terminal = Terminal::unread();
+    // Full, and told to wait.
+    let script = "stty raw; yes >/dev/tty & echo ready >>$OUT/log; sleep 0.3; kill -9 $$";
+    assert_eq!(Case::plain(subject).terminal(&terminal).run_script(script).code, 137);
+    let script = "stty ixon; kill -9 $$";
+    let mut terminal = Terminal::unread();
+    terminal.types("\x13");
+    assert_eq!(Case::plain(subject).terminal(&terminal).run_script(script).code, 137);
+}
+
 fn a_hang_up_of_the_terminal_ends_the_program(subject: &Subject) {
     let terminal = Terminal::new();
     let running = Case::plain(subject).terminal(&terminal).start_script(
@@ -323,11 +343,13 @@ claims! {
     what_is_left_behind_may_clean_up_before_the_end: 0 0 0,
     a_program_that_does_not_end_is_killed_after_a_time: 0 0 0,
     a_second_request_to_end_kills: 0 0 0,
+    a_request_to_end_while_the_rest_is_being_ended_kills_it: 0 0 0,
     it_can_be_ended_without_cap_kill: 0 0 0,
     the_foreground_is_the_programs: 1 1 0,
     the_terminals_keys_and_its_size_arrive_once: 1 1 1,
     a_program_that_stops_itself_goes_on: 0 0 0,
     the_terminal_is_usable_after_a_kill: 0 0 0,
+    a_terminal_that_nobody_reads_does_not_hold_up_the_end: 1 1 1,
     a_hang_up_of_the_terminal_ends_the_program: 1 1 1,
 }
 

@@ -20,7 +20,6 @@ mod github;
 mod heartbeat;
 mod help;
 mod home;
-mod host_git;
 mod images;
 mod inputs;
 mod login;

@@ -2,24 +2,33 @@
 //! request, and at a later start for a session that was killed; with `--git=direct` the repository's own is protected and looked at.
 //! `git` does the work; this runs the short container that hands out what PID 1 could not.
 
+use std::cmp::Ordering::{Equal, Greater, Less};
 use std::collections::BTreeSet;
 use std::ffi::OsString;
 use std::fs::File;
+use std::io::Write;
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use anyhow::{Context, Result};
 
 use crate::cli::{GitMode, Owner};
 use crate::docker::Docker;
+use crate::error::hinted;
 use crate::files::lock_file;
-use crate::git::{self, ImportReport, Limits, Mount, Site, Watcher};
+use crate::git::{self, Finding, ImportReport, Limits, Mount, Site, Watcher};
 use crate::home::Home;
 use crate::run_dir;
 use crate::terminal::{Terminal, printable};
 
 /// How long handing out may take.
 const EXPORT: Duration = Duration::from_secs(600);
+/// How many findings are said one by one: an agent can make any number.
+const MOST_SAID: usize = 50;
+/// How a line of the session's log begins that is one of the launcher's warnings. Lines from the container begin otherwise.
+pub(crate) const WARNING: &str = "pi-docker: warning: ";
 
 /// What a session has of git, from before its container to after it.
 pub(crate) struct Ready {
@@ -63,6 +72,14 @@ impl PrivateSide<'_> {
         let mut linked = Vec::new();
         let prepared = match self.mode {
             GitMode::Private => {
+                if let Some(direct) = git::direct_sessions(&state)?.iter().find(|direct| live.contains(*direct)) {
+                    return Err(hinted(
+                        format!(
+                            "cannot start: session '{direct}' works in the repository's own git directory (--git=direct)"
+                        ),
+                        "end it first: pi-docker stop",
+                    ));
+                }
                 self.fetch_left(&state, &live)?;
                 git::prepare(&self.site(session, &state, self.others(session, &live, &state)))?
             }
@@ -76,8 +93,25 @@ impl PrivateSide<'_> {
             }
         };
         prepared.warnings.iter().for_each(|line| self.terminal.warn(&printable(line), ""));
-        let watcher = Watcher::start(self.root.to_owned(), prepared.programs)?;
+        let watcher = Watcher::start(self.root.to_owned(), prepared.programs, self.say_at_once(session))?;
         Ok(Ready { mounts: prepared.mounts, watcher: Some(watcher), linked })
+    }
+
+    /// What is done with a finding while the session runs: it is said, and written where `pi-docker status` and `logs` look.
+    fn say_at_once(&self, session: &str) -> impl Fn(&Finding) + Send + use<> {
+        let (terminal, said) = (self.terminal.clone(), AtomicUsize::new(0));
+        let log = self.home.runs().join(session).join("control/log");
+        move |finding| {
+            let line = match said.fetch_add(1, Ordering::Relaxed).cmp(&MOST_SAID) {
+                Less => finding.to_string(),
+                Equal => "more was found in the working tree: it is said at the end".to_owned(),
+                Greater => return,
+            };
+            terminal.warn_meanwhile(&line);
+            let opened = File::options().append(true).create(true).mode(0o600).open(&log);
+            // PID 1 appends to it, too: a line goes in by one write.
+            let _ = opened.and_then(|mut file| file.write_all(format!("{WARNING}{line}\n").as_bytes()));
+        }
     }
 
     /// Fetches what killed sessions have left; if that cannot be done it is moved aside, whole, and said.
@@ -109,7 +143,10 @@ impl PrivateSide<'_> {
         let mut linked = Vec::new();
         if let Some(mut ready) = ready {
             let found = ready.watcher.take().map(Watcher::finish).unwrap_or_default();
-            found.iter().for_each(|finding| self.terminal.warn(&finding.to_string(), ""));
+            found.iter().take(MOST_SAID).for_each(|finding| self.terminal.warn(&finding.to_string(), ""));
+            if found.len() > MOST_SAID {
+                self.terminal.warn(&format!("{} more like these were found", found.len() - MOST_SAID), "");
+            }
             linked = ready.linked;
         }
         if self.mode == GitMode::Direct {

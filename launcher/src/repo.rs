@@ -11,8 +11,8 @@ use crate::cli::Owner;
 use crate::config::{Config, utf8};
 use crate::credentials::hex_digest;
 use crate::error::hinted;
+use crate::git::{Git, Repository, checked_out};
 use crate::gitconfig::identity;
-use crate::host_git::HostGit;
 
 /// Where the repository is.
 #[derive(Debug)]
@@ -87,15 +87,17 @@ impl Place {
 
     /// Asks git what a session needs to know.
     pub(crate) fn git_facts(&self, config: &Config) -> Result<GitFacts> {
-        let git = HostGit::new(&self.root, &config.git_env);
-        let settings: HashMap<String, String> = git.settings()?.into_iter().collect();
-        let head = match (git.branch()?, git.head()?) {
+        let git = Git::new(&Repository::at(&self.root)?.git_dir, &config.git_env, None);
+        let settings: HashMap<String, String> = git.settings_of_user()?.into_iter().collect();
+        let head = checked_out(&git)?;
+        let branch = head.branch.map(|name| name.strip_prefix("refs/heads/").unwrap_or(&name).to_owned());
+        let head = match (branch, head.oid) {
             (Some(branch), Some(_)) => Head::Branch(branch),
             (Some(branch), None) => Head::Unborn(branch),
             (None, commit) => Head::Detached(commit.unwrap_or_default()),
         };
         let has_remote = settings.keys().any(|name| name.starts_with("remote.") && name.ends_with(".url"));
-        Ok(GitFacts { head, has_remote, settings, excludes_file: git.global_excludes_file()? })
+        Ok(GitFacts { head, has_remote, settings, excludes_file: git.global_setting("core.excludesFile")? })
     }
 }
 

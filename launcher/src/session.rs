@@ -215,6 +215,7 @@ impl Session<'_> {
             compose_files: &self.config.compose_files(),
             compose_override: self.home.compose_override(),
             interactive: Terminal::is_interactive(),
+            input: Terminal::has_input(),
             selinux: selinux(),
             canary,
             git,

@@ -21,7 +21,7 @@ use crate::docker::Docker;
 use crate::error::{Silent, hinted};
 use crate::home::Home;
 use crate::inputs;
-use crate::private_side::PrivateSide;
+use crate::private_side::{PrivateSide, WARNING};
 use crate::repo::Place;
 use crate::run_dir::{self, Record};
 use crate::session;
@@ -135,12 +135,17 @@ pub(crate) fn status(config: &Config, as_json: bool) -> Result<u8> {
         asked.into_iter().map(|asked| asked.join().ok().flatten()).collect()
     });
     let sessions = running.iter().zip(tasks);
+    let warnings = |run: &Path| -> Vec<String> {
+        let lines = new_lines(&run.join("control/log"), &mut 0).unwrap_or_default();
+        lines.iter().filter_map(|line| line.strip_prefix(WARNING)).map(str::to_owned).collect()
+    };
     if as_json {
         let sessions: Vec<Value> = sessions
-            .map(|((record, _), tasks)| {
+            .map(|((record, run), tasks)| {
                 json!({
                     "project": record.project, "session": record.session, "repository": record.root,
                     "started": record.started, "pid": record.pid, "subagents": tasks,
+                    "warnings": warnings(run),
                 })
             })
             .collect();
@@ -150,7 +155,7 @@ pub(crate) fn status(config: &Config, as_json: bool) -> Result<u8> {
     if running.is_empty() {
         scene.terminal.answer("no session is running");
     }
-    for ((record, _), tasks) in sessions {
+    for ((record, run), tasks) in sessions {
         let root = record.root.display().to_string();
         let what = if record.has_no_repository() { "no repository" } else { root.as_str() };
         scene.terminal.answer(&format!(
@@ -159,6 +164,7 @@ pub(crate) fn status(config: &Config, as_json: bool) -> Result<u8> {
             printable(what),
             denied::ago(record.started, SystemTime::now())
         ));
+        warnings(run).iter().for_each(|line| scene.terminal.answer(&format!("  warning: {}", printable(line))));
         let lines: Vec<&Value> = tasks.iter().flat_map(|tasks| tasks.as_array().into_iter().flatten()).collect();
         for task in lines {
             scene.terminal.answer(&format!("  {}", printable(task["text"].as_str().unwrap_or_default())));

@@ -2,12 +2,15 @@
 //! so that a closed window cannot stop the clean-up. Names from outside lose their control characters before they are shown.
 
 use std::borrow::Cow;
+use std::fs;
 use std::io::{self, BufRead, IsTerminal, Write};
+use std::os::unix::fs::MetadataExt;
 
 use anyhow::{Result, anyhow};
 
 use crate::error::{Hinted, hinted};
 
+#[derive(Clone)]
 pub(crate) struct Terminal {
     assume_yes: bool,
     colour: bool,
@@ -22,6 +25,12 @@ impl Terminal {
     /// Whether pi gets a terminal: both ends of it have to be one.
     pub(crate) fn is_interactive() -> bool {
         io::stdin().is_terminal() && io::stdout().is_terminal()
+    }
+
+    /// Whether anything can come from stdin.
+    pub(crate) fn has_input() -> bool {
+        let null = fs::metadata("/dev/null").map(|null| null.rdev()).ok();
+        null.is_none() || fs::metadata("/dev/stdin").map(|stdin| stdin.rdev()).ok() != null
     }
 
     /// Whether somebody sees what a long piece of work is doing.
@@ -46,6 +55,16 @@ impl Terminal {
         let _ = writeln!(err, "{label} {text}");
         if !hint.is_empty() {
             let _ = writeln!(err, "hint: {hint}");
+        }
+    }
+
+    /// Warns while pi runs. On pi's own screen a line would be lost or in the way: there the bell rings, and the title of the window
+    /// says where to look.
+    pub(crate) fn warn_meanwhile(&self, text: &str) {
+        if Terminal::is_interactive() && io::stderr().is_terminal() {
+            let _ = io::stderr().lock().write_all(b"\x1b]0;pi-docker: a warning, see pi-docker status\x07\x07");
+        } else {
+            self.warn(text, "");
         }
     }
 

@@ -78,6 +78,12 @@ impl Git {
         Git { dir: path.to_owned(), set }
     }
 
+    /// The same with one more variable.
+    pub(crate) fn with(mut self, name: &'static str, value: &str) -> Self {
+        self.set.push((name, value.into()));
+        self
+    }
+
     /// The same with another index file: looks at, or snapshots, a worktree without touching its own.
     pub(crate) fn with_index(mut self, index: &Path) -> Self {
         self.set.push(("GIT_INDEX_FILE", index.to_owned()));
@@ -90,7 +96,10 @@ impl Git {
     }
 
     pub(crate) async fn run_with<A: AsRef<OsStr>>(&self, args: &[A], input: &[u8]) -> Result<Vec<u8>> {
-        let name = args.first().map(|arg| arg.as_ref().to_string_lossy().into_owned()).unwrap_or_default();
+        // The command is the first word that is no option and no option's value.
+        let words: Vec<_> = args.iter().map(|arg| arg.as_ref().to_string_lossy().into_owned()).collect();
+        let is_name = |at: &usize| !words[*at].starts_with('-') && (*at == 0 || words[*at - 1] != "-c");
+        let name = (0..words.len()).find(is_name).map_or("", |at| words[at].as_str());
         let (status, stdout, stderr) = self.output(args, input).await?;
         if status == Some(0) {
             return Ok(stdout);

@@ -24,11 +24,16 @@ const SUMMARY: usize = 2_000;
 /// The result of a request that was refused before anything was made.
 pub(crate) fn refusal(reporter: &Reporter, failure: &Failure) -> RunResult {
     let state = if failure.code == Code::Cancelled { Outcome::Cancelled } else { Outcome::Failed };
+    // What a code means after a run, it does not mean before one: nothing was made and nothing spent.
+    let exit = match failure.code.exit() {
+        4..=6 | 8 | 9 => Code::Setup.exit(),
+        exit => exit,
+    };
     RunResult {
         ok: false,
         state,
         phase: Stage::Preparing,
-        exit: failure.code.exit(),
+        exit,
         error: Some(error_value(failure)),
         agent: None,
         git: None,
@@ -77,6 +82,12 @@ pub(crate) fn conclude(job: &mut Job, ending: Ending) -> RunResult {
     }
     let ended = failure.as_ref().or(delivered.failure.as_ref());
     let exit = match (ended, state) {
+        // After the agent it only counts how far its work has come, whatever was in the way.
+        (Some(stopped), _) if failure.is_none() => match stopped.code.exit() {
+            exit @ (70 | 130) => exit,
+            _ if delivered.git.pushed => 5,
+            _ => 6,
+        },
         (Some(failure), _) => failure.code.exit(),
         (None, Outcome::NoChanges) if !job.state.spec.allow_empty => 3,
         (None, _) => 0,

@@ -39,8 +39,9 @@ pub(crate) async fn resume(config: &Config, task: &str, changes: Spec, json: boo
     match take_up(config, task, &mut reporter, &changes, true).await {
         Ok((job, remote)) => {
             let said = Some(changes.instructions).filter(|text| !text.trim().is_empty());
-            // A session that never began knows nothing of the task.
-            let fresh = (!job.dir.path("sessions").is_dir()).then(|| job.state.spec.instructions.clone());
+            // A session that never began knows nothing of the task; pi writes it down with the model's first answer.
+            let begun = std::fs::read_dir(job.dir.path("sessions")).is_ok_and(|mut files| files.next().is_some());
+            let fresh = (!begun).then(|| job.state.spec.instructions.clone());
             let instructions = said.or(fresh).unwrap_or_else(|| GO_ON.to_owned());
             work(config, job, remote, instructions).await
         }
@@ -119,11 +120,7 @@ fn claim_new(config: &Config, spec: &Spec) -> Result<Claimed> {
         match claimed {
             Ok(claimed) if taken(&claimed)? => {
                 if !suffix {
-                    let hint = format!(
-                        "choose another name, go on with it by resume, or remove it: pi-subagent cleanup {name}"
-                    );
-                    let text = format!("cannot start '{name}': there is a task of this name");
-                    return Err(Failure::new(Code::Exists, text).hint(hint));
+                    return Err(taken_by(&claimed)?);
                 }
             }
             Err(failure) if failure.code == Code::Busy && suffix => {}
@@ -134,8 +131,21 @@ fn claim_new(config: &Config, spec: &Spec) -> Result<Claimed> {
     }
 }
 
+fn taken_by(claimed: &Claimed) -> Result<Failure> {
+    let name = &claimed.dir.name;
+    let (what, hint) = match claimed.dir.load()? {
+        Some(_) => ("task", format!("go on with it by resume, or remove it: pi-subagent cleanup {name}")),
+        None => ("branch or worktree", format!("choose another name, or look at it: git log {}", name.branch())),
+    };
+    Ok(Failure::new(Code::Exists, format!("cannot start '{name}': there is a {what} of this name")).hint(hint))
+}
+
 fn taken(claimed: &Claimed) -> Result<bool> {
-    Ok(claimed.dir.load()?.is_some() || claimed.workspace.worktree(claimed.dir.name.as_str()).exists())
+    let name = &claimed.dir.name;
+    let branch = format!("refs/heads/{}", name.branch());
+    Ok(claimed.dir.load()?.is_some()
+        || claimed.workspace.worktree(name.as_str()).exists()
+        || claimed.workspace.here.find_reference(&branch).is_ok())
 }
 
 /// Takes up a task that has been started before and that nobody runs. `spend`: pi will run, so what would be in vain is
@@ -170,7 +180,7 @@ async fn take_up(
         let remote = preflight::connect(config, &claimed.workspace, state.spec.pr).await?;
         preflight::not_overtaken(&remote, &claimed.workspace, &state)?;
         if spend {
-            preflight::base_exists(&remote, &state.base)?;
+            preflight::base_exists(&remote, &state.base).await?;
             preflight::rights(&remote, &state.base).await?;
         }
         Ok(remote)
@@ -191,6 +201,9 @@ async fn take_up(
 async fn work(config: &Config, mut job: Job, remote: Remote, instructions: String) -> u8 {
     let finished = match run_agent(config, &mut job, &instructions).await {
         Ok(finished) => finished,
+        Err(failure) if !job.state.ready && job.state.attempt == 1 && !job.worktree.whole() => {
+            return undo(job, failure).await;
+        }
         Err(failure) => return end(job, Ending { failure: Some(failure), delivered: Delivered::default() }),
     };
     job.usage = finished.usage;
@@ -206,6 +219,21 @@ async fn work(config: &Config, mut job: Job, remote: Remote, instructions: Strin
         deliver::send(&mut job, &remote, &mut delivered, trouble.as_deref()).await;
     }
     end(job, Ending { failure: finished.failure, delivered })
+}
+
+/// A task that came to nothing before there was a worktree leaves nothing: its name is free again.
+async fn undo(mut job: Job, failure: Failure) -> u8 {
+    let undone = async {
+        let _lock = job.store.repository_lock().await?;
+        job.worktree.remove_unborn()?;
+        job.worktree.drop_branch_at(&job.workspace, &job.state)?;
+        job.dir.remove()
+    };
+    if let Err(left) = undone.await {
+        job.reporter.warning("not_undone", &left.message);
+        return end(job, Ending { failure: Some(failure), delivered: Delivered::default() });
+    }
+    refuse(&mut job.reporter, &failure)
 }
 
 async fn run_agent(config: &Config, job: &mut Job, instructions: &str) -> Result<Finished> {
@@ -242,7 +270,10 @@ async fn make_worktree(job: &mut Job) -> Result<()> {
         let _lock = job.store.repository_lock().await?;
         job.worktree.prepare(&job.workspace, &job.state.task, start)?
     };
-    job.worktree.fill(&fresh).await?;
+    let source = job.workspace.here.workdir().map(std::path::Path::to_owned);
+    for (code, message) in job.worktree.fill(&fresh, source.as_deref()).await? {
+        job.reporter.warning(code, &message);
+    }
     job.state.ready = true;
     job.dir.save(&mut job.state)
 }

@@ -9,8 +9,10 @@ use git2::{ErrorCode, Oid, Repository};
 
 use crate::failure::{Code, Failure, OrFail, Result, cause};
 use crate::git::Git;
+use crate::include;
 use crate::repo::Workspace;
 use crate::store::State;
+use crate::sys;
 use crate::task::TaskName;
 
 /// A task's worktree and the folder git administers it in.
@@ -64,15 +66,10 @@ impl Worktree {
         let repository = workspace.shared()?;
         make_branch(&repository, task, start)?;
         self.administer(workspace, task)?;
+        let fresh = self.unborn();
         let parent = self.path.parent().unwrap_or(&workspace.root);
         fs::create_dir_all(parent).or_fail(Code::Setup, || format!("cannot create '{}'", parent.display()))?;
-        let fresh = parent.join(format!(".new-{task}"));
-        match fs::remove_dir_all(&fresh) {
-            Err(error) if error.kind() != ErrorKind::NotFound => {
-                return Err(error).or_fail(Code::Setup, || format!("cannot remove '{}'", fresh.display()));
-            }
-            _ => {}
-        }
+        remove_all(&[&fresh])?;
         let fill = || -> std::io::Result<()> {
             fs::create_dir(&fresh)?;
             // Both places are one step below `.worktrees`, so the same link is right before and after the move.
@@ -83,13 +80,39 @@ impl Worktree {
         Ok(fresh)
     }
 
-    /// Second half, without the lock: git writes the files, and only then the worktree gets its name.
-    pub(crate) async fn fill(&self, fresh: &Path) -> Result<()> {
-        let git = self.git_at(fresh);
-        git.run(&["-c", "checkout.workers=4", "-c", "advice.detachedHead=false", "reset", "--hard", "--quiet"])
-            .await
-            .map_err(|failure| failure.code(Code::Setup))?;
-        fs::rename(fresh, &self.path).or_fail(Code::Setup, || format!("cannot create '{}'", self.path.display()))
+    /// Second half, without the lock: git writes the files, and only then the worktree gets its name. Gives warnings.
+    pub(crate) async fn fill(&self, fresh: &Path, source: Option<&Path>) -> Result<Vec<(&'static str, String)>> {
+        let mut warnings = Vec::new();
+        let reset = ["-c", "checkout.workers=4", "reset", "--hard", "--quiet"];
+        if let Err(failure) = self.git_at(fresh).run(&reset).await {
+            // git-lfs without its server, or without the files: their pointers are better than no worktree.
+            let pointers = self.git_at(fresh).with("GIT_LFS_SKIP_SMUDGE", "1");
+            if !failure.message.contains("lfs") || pointers.run(&reset).await.is_err() {
+                let failure = failure.code(Code::Setup);
+                return Err(match sys::free_space(fresh) {
+                    Some(free) if free < 64 << 20 => failure.hint(format!("only {} MB are free there", free >> 20)),
+                    _ => failure,
+                });
+            }
+            warnings.push((
+                "lfs_pointers",
+                "large files are there as pointers only: git-lfs could not fetch them".to_owned(),
+            ));
+        }
+        if let Some(source) = source {
+            match include::copy(source, fresh).await {
+                Ok(problems) if problems.is_empty() => {}
+                Ok(problems) => {
+                    warnings.push((
+                        "not_copied",
+                        format!("not everything of .worktreeinclude was copied: {}", problems.join(", ")),
+                    ));
+                }
+                Err(failure) => warnings.push(("not_copied", failure.message)),
+            }
+        }
+        fs::rename(fresh, &self.path).or_fail(Code::Setup, || format!("cannot create '{}'", self.path.display()))?;
+        Ok(warnings)
     }
 
     /// git's own files about the worktree, put in place as a whole.
@@ -125,30 +148,25 @@ impl Worktree {
 
     /// Removes the worktree's folder and administration. The caller has made sure that nothing in it is needed.
     pub(crate) fn remove(&self) -> Result<()> {
-        for path in [&self.path, &self.admin] {
-            match fs::remove_dir_all(path) {
-                Err(error) if error.kind() != ErrorKind::NotFound => {
-                    return Err(error).or_fail(Code::Internal, || format!("cannot remove '{}'", path.display()));
-                }
-                _ => {}
-            }
-        }
-        Ok(())
+        remove_all(&[&self.path, &self.unborn(), &self.admin])
     }
 
     /// Removes the beginnings of a worktree that never got its name: nobody can have worked in it.
     pub(crate) fn remove_unborn(&self) -> Result<()> {
-        if self.whole() {
-            return Ok(());
-        }
-        let fresh = self.path.with_file_name(format!(".new-{}", self.path.file_name().unwrap_or_default().display()));
-        for path in [&fresh, &self.admin] {
-            match fs::remove_dir_all(path) {
-                Err(error) if error.kind() != ErrorKind::NotFound => {
-                    return Err(error).or_fail(Code::Internal, || format!("cannot remove '{}'", path.display()));
-                }
-                _ => {}
-            }
+        if self.whole() { Ok(()) } else { remove_all(&[&self.unborn(), &self.admin]) }
+    }
+
+    /// Where it grows.
+    fn unborn(&self) -> PathBuf {
+        self.path.with_file_name(format!(".new-{}", self.path.file_name().unwrap_or_default().display()))
+    }
+
+    /// Deletes the branch if it is still where it was made.
+    pub(crate) fn drop_branch_at(&self, workspace: &Workspace, state: &State) -> Result<()> {
+        let repository = workspace.shared()?;
+        let Ok(mut branch) = repository.find_reference(&format!("refs/heads/{}", state.branch)) else { return Ok(()) };
+        if branch.target().is_some_and(|oid| oid.to_string() == state.base_oid) {
+            branch.delete().or_fail(Code::Internal, || format!("cannot delete the branch '{}'", state.branch))?;
         }
         Ok(())
     }
@@ -164,6 +182,18 @@ impl Worktree {
     pub(crate) fn unlock(&self) {
         let _ = fs::remove_file(self.admin.join("locked"));
     }
+}
+
+fn remove_all(paths: &[&Path]) -> Result<()> {
+    for path in paths {
+        match fs::remove_dir_all(path) {
+            Err(error) if error.kind() != ErrorKind::NotFound => {
+                return Err(error).or_fail(Code::Internal, || format!("cannot remove '{}'", path.display()));
+            }
+            _ => {}
+        }
+    }
+    Ok(())
 }
 
 /// Makes the task's branch, or takes the one an earlier try has left at the same commit or ahead of it.

@@ -1,17 +1,18 @@
 //! Processes: starting one as the user, waiting for all, signalling them.
 //!
 //! Children are waited for by raw calls: nix cannot express an end by a real-time signal, and the status would be lost.
-#![expect(unsafe_code, reason = "fork, raw waitpid and kill")]
+#![expect(unsafe_code, reason = "clone, raw waitpid and kill")]
 
 use std::ffi::{CStr, CString};
 use std::fs::File;
-use std::io::{self, Read, Write};
+use std::io;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
 
 use nix::errno::Errno;
 use nix::fcntl::{OFlag, open};
+use nix::sys::resource::{Resource, setrlimit};
 use nix::sys::stat::Mode;
-use nix::unistd::{ForkResult, Pid, chdir, dup2_stdin, dup2_stdout, execvpe, fork, getpid, pipe2, setpgid};
+use nix::unistd::{Pid, chdir, dup2_stdin, dup2_stdout, execvpe, getpid, setpgid};
 
 use super::signals::Signals;
 use super::terminal::Terminal;
@@ -23,8 +24,8 @@ pub(crate) struct Program<'a> {
     pub(crate) directory: &'a CStr,
     pub(crate) uid: u32,
     pub(crate) gid: u32,
-    /// In place of the standard output; there is nothing to read then.
-    pub(crate) stdout: Option<&'a File>,
+    /// In place of the standard output, with the size that no file may exceed; there is nothing to read then.
+    pub(crate) output: Option<(&'a File, u64)>,
 }
 
 /// Where a program is in job control.
@@ -60,29 +61,39 @@ pub(crate) enum Change {
 }
 
 /// Starts a program as the user, without any privilege, with the signals as this process found them. The PID, once it is executing.
+///
+/// The child borrows this process's memory until it executes, and this process sleeps as long: nothing is copied, and the child says
+/// in place why it could not.
 pub(crate) fn start(program: &Program, group: Group, signals: &Signals) -> Result<i32, NotStarted> {
-    let failed = |step, errno: Errno| NotStarted { step, cause: errno.into() };
-    let (reader, writer) = pipe2(OFlag::O_CLOEXEC).map_err(|errno| failed(Step::Fork, errno))?;
-    // SAFETY: this process has one thread, so the child may do whatever the parent may.
-    match unsafe { fork() }.map_err(|errno| failed(Step::Fork, errno))? {
-        ForkResult::Child => {
-            let (step, errno) = become_program(program, group, signals);
-            let mut message = (errno as i32).to_ne_bytes().to_vec();
-            message.push(step as u8);
-            let _ = File::from(writer).write_all(&message);
-            // SAFETY: ends the child without running anything of the parent's.
-            unsafe { libc::_exit(127) }
-        }
-        ForkResult::Parent { child } => {
-            drop(writer);
-            let mut message = Vec::new();
-            let _ = File::from(reader).read_to_end(&mut message);
-            let Some((&step, errno)) = message.split_last() else { return Ok(child.as_raw()) };
-            let errno = errno.try_into().map_or(libc::EIO, i32::from_ne_bytes);
-            let step = [Step::Group, Step::Drop, Step::Directory].into_iter().find(|s| *s as u8 == step);
-            Err(NotStarted { step: step.unwrap_or(Step::Execute), cause: io::Error::from_raw_os_error(errno) })
-        }
+    const STACK: usize = 64 << 10;
+    let mut stack = vec![0u128; STACK / size_of::<u128>()];
+    let mut child = Child { program, group, signals, failure: None };
+    let flags = libc::CLONE_VM | libc::CLONE_VFORK | libc::SIGCHLD;
+    // SAFETY: the stack grows down from its end, which is aligned, and is larger than what the child's few calls need; `child` outlives
+    // the child, as this process continues only when that has executed or ended.
+    let pid = unsafe { libc::clone(run_child, stack.as_mut_ptr_range().end.cast(), flags, (&raw mut child).cast()) };
+    let failure = if pid < 0 { Some((Step::Fork, Errno::last())) } else { child.failure };
+    // The child's change of user has changed this for the memory that it borrowed.
+    let _ = nix::sys::prctl::set_dumpable(false);
+    match failure {
+        Some((step, errno)) => Err(NotStarted { step, cause: errno.into() }),
+        None => Ok(pid),
     }
+}
+
+/// What parent and child share.
+struct Child<'a> {
+    program: &'a Program<'a>,
+    group: Group<'a>,
+    signals: &'a Signals,
+    failure: Option<(Step, Errno)>,
+}
+
+extern "C" fn run_child(child: *mut libc::c_void) -> libc::c_int {
+    // SAFETY: it is the `Child` of `start`, which nobody else uses meanwhile.
+    let child = unsafe { &mut *child.cast::<Child>() };
+    child.failure = Some(become_program(child.program, child.group, child.signals));
+    127
 }
 
 fn become_program(program: &Program, group: Group, signals: &Signals) -> (Step, Errno) {
@@ -93,9 +104,12 @@ fn become_program(program: &Program, group: Group, signals: &Signals) -> (Step, 
                 terminal.give_to(getpid().as_raw());
             }
         }
-        if let Some(stdout) = program.stdout {
+        if let Some((output, size)) = program.output {
             let nothing = open("/dev/null", OFlag::O_RDONLY, Mode::empty()).map_err(|errno| (Step::Group, errno))?;
-            dup2_stdin(nothing).and_then(|()| dup2_stdout(stdout)).map_err(|errno| (Step::Group, errno))?;
+            dup2_stdin(nothing)
+                .and_then(|()| dup2_stdout(output))
+                .and_then(|()| setrlimit(Resource::RLIMIT_FSIZE, size, size))
+                .map_err(|errno| (Step::Group, errno))?;
         }
         super::privileges::finish_drop(program.uid, program.gid).map_err(|errno| (Step::Drop, errno))?;
         chdir(program.directory).map_err(|errno| (Step::Directory, errno))
@@ -221,6 +235,20 @@ fn parent_of(pid: i32) -> Option<i32> {
 
 pub(crate) fn own_pid() -> i32 {
     getpid().as_raw()
+}
+
+/// Gives the pages of code that the start has needed back to the kernel: what follows needs few of them, and gets them again.
+pub(crate) fn rest() {
+    unsafe extern "C" {
+        static __executable_start: u8;
+        static etext: u8;
+    }
+    const PAGE: usize = 4096;
+    let (start, end) = (&raw const __executable_start, &raw const etext);
+    let length = (end.addr() - start.addr()) & !(PAGE - 1);
+    // SAFETY: the linker puts both around the code, which starts on a page and is never written: a page that is given back comes from
+    // the file again.
+    unsafe { libc::madvise(start.cast_mut().cast(), length, libc::MADV_DONTNEED) };
 }
 
 /// Stops this process until it is continued, as its main program has been.

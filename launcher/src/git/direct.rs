@@ -17,7 +17,7 @@ use super::place::read_plain;
 use super::prepare::{PrivateGit, make_points};
 use super::repository::Repository;
 use super::run::Git;
-use super::{Mount, Site, in_tree, paths, settings};
+use super::{Mount, Site, in_tree, lenders, paths, settings};
 use crate::error::hinted;
 
 /// The content of a `commondir` that changes nothing.
@@ -41,8 +41,12 @@ pub(crate) fn protect(site: &Site) -> Result<PrivateGit> {
         let hint = "leave --git=direct out, or start from the main working tree";
         return Err(hinted("cannot use --git=direct in a linked worktree or a submodule", hint));
     }
-    let mut direct =
-        Direct { cover: Cover::new(site.root), points: vec![PathBuf::from(".worktrees")], warnings: Vec::new() };
+    let mut direct = Direct {
+        cover: Cover::new(site.root),
+        points: vec![PathBuf::from(".worktrees")],
+        warnings: Vec::new(),
+        git_dirs: Vec::new(),
+    };
     direct.cover.dot_git(Path::new(""), &repository.git_dir, false)?;
     let git_dir = Path::new(".git");
     direct.close_git_dir(site.root, git_dir);
@@ -65,7 +69,11 @@ pub(crate) fn protect(site: &Site) -> Result<PrivateGit> {
             direct.close_file(site.root, &path);
         }
     }
-    let mut ledger = Ledger::load(site.state).unwrap_or_default();
+    let mut ledger = Ledger::load(site.state)?;
+    lenders::before_direct(direct.lenders(site.root), &mut ledger);
+    ledger.direct_open.push(site.session.to_owned());
+    ledger.save(site)?;
+    no_links(site.root, &direct.cover.mounts)?;
     make_points(site, &direct.points, &mut ledger)?;
     let mut mounts = direct.cover.mounts;
     mounts.retain(|mount| mount.host.symlink_metadata().is_ok());
@@ -80,21 +88,27 @@ struct Direct {
     cover: Cover,
     points: Vec<PathBuf>,
     warnings: Vec<String>,
+    /// The git directories that were closed.
+    git_dirs: Vec<PathBuf>,
 }
 
 impl Direct {
-    /// Closes what decides which programs git runs in one git directory.
+    /// Closes what decides which programs git runs in one git directory, and which other folders it reads.
     fn close_git_dir(&mut self, root: &Path, git_dir: &Path) {
-        self.cover.fence(git_dir);
-        for name in ["config", "config.worktree"] {
-            self.close_file(root, &git_dir.join(name));
-        }
-        for name in ["hooks", "commondir"] {
+        let info = git_dir.join("objects/info");
+        self.cover.fence(&info);
+        self.make(root, &info);
+        for name in ["hooks", "commondir", "config", "config.worktree", "objects/info/alternates"] {
             let path = git_dir.join(name);
-            if root.join(&path).symlink_metadata().is_err() {
-                self.points.push(path.clone());
-            }
+            self.make(root, &path);
             self.cover.mount(root.join(&path), &path, true);
+        }
+        self.git_dirs.push(root.join(git_dir));
+    }
+
+    fn make(&mut self, root: &Path, path: &Path) {
+        if root.join(path).symlink_metadata().is_err() {
+            self.points.push(path.to_owned());
         }
     }
 
@@ -102,6 +116,20 @@ impl Direct {
         if root.join(path).symlink_metadata().is_ok_and(|meta| meta.is_file()) {
             self.cover.mount(root.join(path), path, true);
         }
+    }
+
+    /// The folders that these repositories borrow objects from.
+    fn lenders(&self, root: &Path) -> Vec<PathBuf> {
+        let repositories = self.git_dirs.iter().map(|dir| Repository {
+            root: root.to_owned(),
+            git_dir: dir.clone(),
+            common_dir: dir.clone(),
+            by_file: false,
+        });
+        repositories
+            .filter_map(|repository| repository.object_folders().ok())
+            .flat_map(|(folders, _)| folders)
+            .collect()
     }
 
     /// Closes the git directories of submodules, by where git keeps them.
@@ -150,9 +178,23 @@ impl Direct {
     }
 }
 
+/// The engine would follow a link that an earlier session has left, and mount what it leads to.
+fn no_links(root: &Path, mounts: &[Mount]) -> Result<()> {
+    for path in mounts.iter().filter_map(|mount| mount.host.strip_prefix(root).ok()) {
+        let steps = path.ancestors().filter(|step| !step.as_os_str().is_empty());
+        if let Some(link) = steps.map(|step| root.join(step)).find(|step| step.is_symlink()) {
+            let hint = "put a folder or file of your own there, or leave --git=direct out";
+            return Err(hinted(format!("cannot use --git=direct: '{}' is a link", link.display()), hint));
+        }
+    }
+    Ok(())
+}
+
 fn gitlinks(repository: &Repository, local: &[(String, String)]) -> Result<Vec<PathBuf>> {
     let hash = if settings::value(local, "extensions.objectformat") == Some("sha256") { 32 } else { 20 };
-    let Some(data) = read_plain(&repository.git_dir.join("index"), LARGEST_INDEX)? else { return Ok(Vec::new()) };
+    let path = repository.git_dir.join("index");
+    let data = read_plain(&path, LARGEST_INDEX).with_context(|| format!("cannot read '{}'", path.display()))?;
+    let Some(data) = data else { return Ok(Vec::new()) };
     let links = index::links(&data, hash)?;
     if links.split {
         bail!(hinted("cannot protect a split index", "run 'git update-index --no-split-index' first"));

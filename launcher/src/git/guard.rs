@@ -4,7 +4,7 @@
 
 use std::path::{Path, PathBuf};
 
-use anyhow::{Result, bail};
+use anyhow::{Context, Result, bail};
 
 use super::cover::{Cover, is_plain, way_is_a_link};
 use super::index::{self, Links};
@@ -23,6 +23,8 @@ pub(crate) struct Part<'a> {
     pub(crate) repository: Repository,
     pub(crate) git: Git<'a>,
     pub(crate) settings: Vec<(String, String)>,
+    /// The folders with its objects, its own first.
+    pub(crate) objects: Vec<PathBuf>,
 }
 
 /// What a repository consists of, and what covers the places where the host's git would look.
@@ -85,7 +87,9 @@ impl<'a> Survey<'a> {
     fn add_part(&mut self, site: &Site<'a>, key: String, path: PathBuf, repository: Repository) -> Result<()> {
         let git = Git::new(&repository.git_dir, site.env, site.owner);
         let settings = git.settings()?;
-        self.parts.push(Part { key, path, repository, git, settings });
+        let (objects, left_out) = repository.object_folders()?;
+        self.warnings.extend(left_out);
+        self.parts.push(Part { key, path, repository, git, settings, objects });
         Ok(())
     }
 
@@ -202,7 +206,8 @@ impl<'a> Survey<'a> {
 fn read_links(part: &Part) -> Result<Links> {
     let path = part.repository.git_dir.join("index");
     let hash = if settings::value(&part.settings, "extensions.objectformat") == Some("sha256") { 32 } else { 20 };
-    let Some(data) = read_plain(&path, LARGEST_INDEX)? else { return Ok(Links::default()) };
+    let data = read_plain(&path, LARGEST_INDEX).with_context(|| format!("cannot read '{}'", path.display()))?;
+    let Some(data) = data else { return Ok(Links::default()) };
     let mut links = index::links(&data, hash)?;
     if links.split {
         // The user's own index: git may be asked about it.

@@ -14,6 +14,7 @@ use anyhow::{Context, Result};
 use super::Site;
 use super::landing::{Update, transact};
 use super::ledger::{Known, Ledger, Moving};
+use super::place::open_below;
 use super::refs::{self, Head};
 use super::run::Git;
 
@@ -92,7 +93,7 @@ impl Checkout<'_> {
         // Left by a git that was killed: nobody else uses this name, and launchers wait for each other.
         let _ = fs::remove_file(new.with_extension("lock"));
         let git = self.git.with_index(&new);
-        let modified = copy_with_time(&self.index(), &new, self.site.owner).context("cannot copy the index")?;
+        let modified = copy_with_time(&self.known.git_dir, &new, self.site.owner).context("cannot copy the index")?;
         let changes = changes(self.git, from, to)?;
         if !changes.is_empty() {
             self.take_over(&git, &changes)?;
@@ -318,15 +319,12 @@ fn entries(git: &Git, changes: &BTreeMap<Vec<u8>, Change>) -> Result<BTreeMap<Ve
     Ok(entries)
 }
 
-fn copy_with_time(from: &Path, to: &Path, owner: Option<(u32, u32)>) -> io::Result<Option<std::time::SystemTime>> {
-    let modified = match fs::metadata(from) {
-        Ok(meta) => meta.modified()?,
-        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
-        Err(e) => return Err(e),
-    };
-    fs::copy(from, to)?;
-    let file = File::options().write(true).open(to)?;
+fn copy_with_time(git_dir: &Path, to: &Path, owner: Option<(u32, u32)>) -> io::Result<Option<std::time::SystemTime>> {
+    let Some(mut from) = open_below(git_dir, "index")? else { return Ok(None) };
+    let modified = from.metadata()?.modified()?;
+    let mut file = File::options().write(true).create_new(true).open(to)?;
     super::ledger::give(&file, owner)?;
+    io::copy(&mut from, &mut file)?;
     file.set_modified(modified)?;
     Ok(Some(modified))
 }

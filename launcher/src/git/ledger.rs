@@ -1,7 +1,7 @@
 //! What the launcher knows about a private side, in `<state>/git.json`, out of the agent's reach: which sessions have not been fetched
 //! yet, what both sides agreed on last, what is pinned on the host for it, and a checkout that is being moved.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File, OpenOptions};
 use std::io::Write;
 use std::os::unix::fs::{OpenOptionsExt, fchown};
@@ -31,6 +31,15 @@ pub(crate) struct Ledger {
     pub(crate) repositories: BTreeMap<String, Known>,
     /// Former private sides that were moved away.
     pub(crate) aside: Vec<Aside>,
+    /// Folders outside the repository that it was known to borrow objects from; `None` if no session has been here.
+    #[serde(default)]
+    pub(crate) lenders: Option<BTreeSet<PathBuf>>,
+    /// A session with --git=direct has been here: whatever the repository's own git directory says may be an agent's.
+    #[serde(default)]
+    pub(crate) direct: bool,
+    /// Sessions with --git=direct that have not ended.
+    #[serde(default)]
+    pub(crate) direct_open: Vec<String>,
 }
 
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
@@ -92,6 +101,11 @@ impl Ledger {
         }
     }
 
+    /// In place of a damaged one: what was known is not known any more, and an agent may have been here.
+    fn lost() -> Ledger {
+        Ledger { lenders: Some(BTreeSet::new()), direct: true, ..Ledger::default() }
+    }
+
     /// Replaces the ledger on disk, whole or not at all.
     pub(crate) fn save(&self, site: &Site) -> Result<()> {
         let path = site.state.join(FILE);
@@ -112,6 +126,11 @@ pub(crate) fn unimported(state: &Path) -> Result<Vec<String>> {
     Ok(Ledger::load(state)?.open)
 }
 
+/// The sessions with --git=direct that have not ended. Some of them may have been killed.
+pub(crate) fn direct(state: &Path) -> Result<Vec<String>> {
+    Ok(Ledger::load(state)?.direct_open)
+}
+
 /// The mounts of the private side as it was prepared last, for a container that hands out what is there.
 pub(crate) fn mounts(state: &Path) -> Result<Vec<Mount>> {
     Ok(Ledger::load(state)?.mounts)
@@ -128,7 +147,7 @@ pub(crate) fn set_aside(site: &Site) -> Result<Option<PathBuf>> {
 }
 
 pub(crate) fn set_aside_locked(site: &Site) -> Result<Option<PathBuf>> {
-    let mut ledger = Ledger::load(site.state).unwrap_or_default();
+    let mut ledger = Ledger::load(site.state).unwrap_or_else(|_| Ledger::lost());
     let mut folder = None;
     for name in ["git", "worktrees"] {
         let from = site.state.join(name);
@@ -144,7 +163,8 @@ pub(crate) fn set_aside_locked(site: &Site) -> Result<Option<PathBuf>> {
     if let Some(folder) = &folder {
         ledger.aside.push(Aside { folder: folder.clone(), pins: std::mem::take(&mut ledger.pins) });
     }
-    Ledger { aside: ledger.aside, made: ledger.made, ..Ledger::default() }.save(site)?;
+    let Ledger { aside, made, lenders, direct, direct_open, .. } = ledger;
+    Ledger { aside, made, lenders, direct, direct_open, ..Ledger::default() }.save(site)?;
     Ok(folder)
 }
 

@@ -3,6 +3,7 @@
 //! Two rules hold everywhere below: git runs on the host only in the user's own git directory, never in a folder that the agent
 //! wrote to, and nothing is opened through a path that the agent could have turned into a link.
 
+mod asides;
 mod bundle;
 mod check;
 mod closing;
@@ -17,6 +18,7 @@ mod index;
 mod intake;
 mod landing;
 mod ledger;
+mod lenders;
 mod lfs;
 mod paths;
 mod pin;
@@ -34,10 +36,13 @@ use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 
 pub(crate) use import::{Limits, import, import_running};
-pub(crate) use ledger::{mounts, set_aside, unimported};
+pub(crate) use ledger::{direct as direct_sessions, mounts, set_aside, unimported};
 pub(crate) use prepare::{forget, prepare, release};
+pub(crate) use refs::head as checked_out;
 pub(crate) use report::ImportReport;
-pub(crate) use watch::Watcher;
+pub(crate) use repository::Repository;
+pub(crate) use run::Git;
+pub(crate) use watch::{Finding, Watcher};
 
 /// A repository, its private side and the session that is meant.
 #[derive(Clone, Copy)]

@@ -46,6 +46,11 @@ impl Folder {
         names.try_fold(self.sub(first)?, |folder, name| folder.sub(name))
     }
 
+    /// Whether there is anything of this name.
+    pub(crate) fn has(&self, name: &str) -> bool {
+        fstatat(&self.fd, name, AtFlags::AT_SYMLINK_NOFOLLOW).is_ok()
+    }
+
     /// Whether `name` is a folder itself, not a link to one.
     pub(crate) fn has_folder(&self, name: &str) -> bool {
         let kind =
@@ -90,7 +95,8 @@ impl Folder {
         })
     }
 
-    fn place(&self, name: &str, fill: impl FnOnce(&mut File) -> io::Result<()>) -> io::Result<()> {
+    /// Writes a file by `fill`; if that fails there is none.
+    pub(crate) fn place(&self, name: &str, fill: impl FnOnce(&mut File) -> io::Result<()>) -> io::Result<()> {
         let new = format!("{name}.pi-new");
         match unlinkat(&self.fd, new.as_str(), UnlinkatFlags::NoRemoveDir) {
             Ok(()) | Err(Errno::ENOENT) => {}
@@ -101,7 +107,10 @@ impl Folder {
         if let Some((uid, gid)) = self.owner {
             fchown(&file, Some(uid), Some(gid))?;
         }
-        fill(&mut file)?;
+        if let Err(e) = fill(&mut file) {
+            let _ = unlinkat(&self.fd, new.as_str(), UnlinkatFlags::NoRemoveDir);
+            return Err(e);
+        }
         Ok(renameat(&self.fd, new.as_str(), &self.fd, name)?)
     }
 
@@ -118,6 +127,33 @@ impl Folder {
             fchown(self.fd.as_fd(), Some(uid), Some(gid))?;
         }
         Ok(self)
+    }
+}
+
+/// Opens a file below a folder of the user's, each step without following a link: a git directory that an agent could write to may hold
+/// links to anything. `None` if nothing is there.
+pub(crate) fn open_below(base: &Path, path: &str) -> io::Result<Option<File>> {
+    let odd = || Err(io::Error::other("it is a link, behind one, or not a file"));
+    let (folders, name) = path.rsplit_once('/').unwrap_or(("", path));
+    let step = OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
+    let mut fd = open(base, step, Mode::empty())?;
+    for folder in folders.split('/').filter(|folder| !folder.is_empty()) {
+        fd = match openat(&fd, folder, OPEN, Mode::empty()) {
+            Ok(fd) => fd,
+            Err(Errno::ENOENT) => return Ok(None),
+            Err(Errno::ELOOP | Errno::ENOTDIR) => return odd(),
+            Err(e) => return Err(e.into()),
+        };
+    }
+    let flags = OFlag::O_RDONLY | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC | OFlag::O_NONBLOCK;
+    match openat(&fd, name, flags, Mode::empty()) {
+        Ok(fd) => {
+            let file = File::from(fd);
+            if file.metadata()?.is_file() { Ok(Some(file)) } else { odd() }
+        }
+        Err(Errno::ENOENT) => Ok(None),
+        Err(Errno::ELOOP | Errno::ENXIO) => odd(),
+        Err(e) => Err(e.into()),
     }
 }
 

@@ -5,8 +5,9 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
 use std::fs::{self, File};
-use std::io;
+use std::io::{self, Read};
 use std::path::Path;
+use std::time::SystemTime;
 
 use anyhow::{Context, Result};
 
@@ -14,7 +15,7 @@ use super::filters;
 use super::guard::Part;
 use super::ledger::Known;
 use super::pin::{self, Tips};
-use super::place::{Folder, read_plain};
+use super::place::{Folder, open_below};
 use super::refs::{self, Head, KEEP, Ref, packed};
 use super::settings::{self, Basis};
 use super::{Mount, Site, paths};
@@ -64,7 +65,7 @@ pub(crate) fn plant(
         UNFINISHED
             .iter()
             .filter(|name| name.ends_with("HEAD"))
-            .flat_map(|name| oids_in(&part.repository.git_dir.join(name))),
+            .flat_map(|name| oids_in(&part.repository.git_dir, name)),
     );
     let mut tips = pin::sort(&part.git, &oids)?;
     tips.others.extend(seen.index_tree.iter().map(|oid| (oid.clone(), "tree")));
@@ -72,7 +73,11 @@ pub(crate) fn plant(
     pin::pin(&part.git, site.session, &tips)?;
 
     clear(to, previous).context("cannot clear the private git directory")?;
-    let alternates = borrow(site, part, &tips, stores, &mut warnings)?;
+    let alternates = borrow(site, part, &tips, stores)?;
+    let large = part.repository.common_dir.join("lfs/objects");
+    if large.is_dir() && !is_no_link(&large) {
+        warnings.push(format!("large files are left out: '{}' is a link, or behind one", large.display()));
+    }
     let lfs =
         part.repository.common_dir.join("lfs").is_dir() || settings::value(&seen.users, "filter.lfs.process").is_some();
     let filters = filters::names(&seen.users);
@@ -80,16 +85,16 @@ pub(crate) fn plant(
     let config =
         settings::render(&Basis { local: &part.settings, work_tree: work_tree.as_deref(), lfs, filters: &filters });
     let objects = to.sub("objects").context("cannot make the private folder of objects")?;
-    let write = || -> io::Result<()> {
+    let mut write = || -> Result<()> {
         objects.sub("info")?.write("alternates", alternates.as_bytes())?;
         write_refs(to, &seen, &retained)?;
-        copy_files(part, to)?;
+        warnings.extend(copy_files(part, to)?);
         to.write("config", config.as_bytes())?;
         if lfs {
             // Or a push would leave the large files behind.
             to.sub("hooks")?.write_program("pre-push", b"#!/bin/sh\nexec git lfs pre-push \"$@\"\n")?;
         }
-        to.write("pi-have", have(&seen, &retained, &tips).as_bytes())
+        Ok(to.write("pi-have", have(&seen, &retained, &tips).as_bytes())?)
     };
     write().context("cannot write the private git directory")?;
     let frozen = freeze(site, part, &filters, to)?;
@@ -153,12 +158,11 @@ fn is_of_one_worktree(name: &str) -> bool {
 
 /// What is staged, as a tree; in a conflict, as the blobs of its sides.
 fn staged(site: &Site, part: &Part) -> Result<(Option<String>, Vec<String>)> {
-    let index = part.repository.git_dir.join("index");
-    if index.symlink_metadata().is_err() {
+    if part.repository.git_dir.join("index").symlink_metadata().is_err() {
         return Ok((None, Vec::new()));
     }
     let scratch = paths::scratch_index(site.state, &part.key);
-    let tree = scratch_tree(part, &index, &scratch, site.owner);
+    let tree = scratch_tree(part, &scratch, site.owner);
     let _ = fs::remove_file(&scratch);
     match tree? {
         Some(tree) => Ok((Some(tree), Vec::new())),
@@ -171,36 +175,40 @@ fn staged(site: &Site, part: &Part) -> Result<(Option<String>, Vec<String>)> {
 }
 
 /// A copy of an index to work on: git takes a lock beside the index, which the user's own git may hold.
-fn copy_to_scratch(index: &Path, scratch: &Path, owner: Option<(u32, u32)>) -> Result<()> {
+fn copy_to_scratch(git_dir: &Path, scratch: &Path, owner: Option<(u32, u32)>) -> Result<SystemTime> {
     // Left by a git that was killed.
     let _ = fs::remove_file(scratch.with_extension("lock"));
-    fs::copy(index, scratch).with_context(|| format!("cannot copy '{}'", index.display()))?;
-    if let Some((uid, gid)) = owner {
-        std::os::unix::fs::chown(scratch, Some(uid), Some(gid))?;
-    }
-    Ok(())
+    let copy = || -> io::Result<SystemTime> {
+        let mut index = open_below(git_dir, "index")?.ok_or(io::ErrorKind::NotFound)?;
+        io::copy(&mut index, &mut File::create(scratch)?)?;
+        if let Some((uid, gid)) = owner {
+            std::os::unix::fs::chown(scratch, Some(uid), Some(gid))?;
+        }
+        index.metadata()?.modified()
+    };
+    copy().with_context(|| format!("cannot copy '{}'", git_dir.join("index").display()))
 }
 
-fn scratch_tree(part: &Part, index: &Path, scratch: &Path, owner: Option<(u32, u32)>) -> Result<Option<String>> {
-    copy_to_scratch(index, scratch, owner)?;
+fn scratch_tree(part: &Part, scratch: &Path, owner: Option<(u32, u32)>) -> Result<Option<String>> {
+    copy_to_scratch(&part.repository.git_dir, scratch, owner)?;
     let tree = part.git.with_index(scratch).ask(&["write-tree", "--missing-ok"])?;
     Ok(tree.map(|oid| String::from_utf8_lossy(&oid).trim().to_owned()))
 }
 
 /// Puts an index in place in which the files of these filters count as unchanged. Returns how many there are.
 fn freeze(site: &Site, part: &Part, filters: &[String], to: &Folder) -> Result<usize> {
-    let index = part.repository.git_dir.join("index");
-    if filters.is_empty() || index.symlink_metadata().is_err() {
+    let git_dir = &part.repository.git_dir;
+    if filters.is_empty() || git_dir.join("index").symlink_metadata().is_err() {
         return Ok(0);
     }
     let scratch = paths::scratch_index(site.state, &part.key);
-    copy_to_scratch(&index, &scratch, site.owner)?;
+    let modified = copy_to_scratch(git_dir, &scratch, site.owner)?;
     let write = || -> Result<usize> {
         let count = filters::freeze(&part.git.with_index(&scratch), filters)?;
         if count > 0 {
-            let modified = fs::metadata(&index)?.modified()?;
-            File::options().write(true).open(&scratch)?.set_modified(modified)?;
-            copy(&scratch, to, "index")?;
+            let mut file = File::options().read(true).write(true).open(&scratch)?;
+            file.set_modified(modified)?;
+            to.copy(&mut file, "index")?;
         }
         Ok(count)
     };
@@ -220,9 +228,8 @@ fn clear(to: &Folder, previous: &Folder) -> io::Result<()> {
 }
 
 /// The text of `objects/info/alternates`, and the mounts that it names.
-fn borrow(site: &Site, part: &Part, tips: &Tips, stores: &mut Stores, warnings: &mut Vec<String>) -> Result<String> {
-    let (mut folders, left_out) = part.repository.object_folders()?;
-    warnings.extend(left_out);
+fn borrow(site: &Site, part: &Part, tips: &Tips, stores: &mut Stores) -> Result<String> {
+    let mut folders = part.objects.clone();
     if !tips.tags.is_empty() {
         let tags = paths::tags(site.state, &part.key);
         pin::copy_tags(&part.git, &tips.tags, &tags)?;
@@ -242,6 +249,11 @@ fn borrow(site: &Site, part: &Part, tips: &Tips, stores: &mut Stores, warnings: 
     Ok(text)
 }
 
+/// Whether `lfs/objects` is no link to another place.
+fn is_no_link(lfs_objects: &Path) -> bool {
+    lfs_objects.ancestors().take(2).all(|path| path.symlink_metadata().is_ok_and(|meta| meta.is_dir()))
+}
+
 impl Stores {
     fn add(&mut self, site: &Site, folder: &Path, common_dir: &Path) {
         let store = paths::store(self.folders.len());
@@ -256,7 +268,7 @@ impl Stores {
         }
         // Where git-lfs looks for what an alternate has.
         let lfs = common_dir.join("lfs/objects");
-        if folder.starts_with(common_dir) && lfs.is_dir() {
+        if folder.starts_with(common_dir) && is_no_link(&lfs) {
             mount(&lfs, "lfs/objects");
         }
     }
@@ -295,46 +307,57 @@ fn without_conflicts(refs: Vec<(String, String)>) -> Vec<(String, String)> {
     refs.into_iter().filter(|(name, _)| fits(name, &names) && names.insert(name.clone())).collect()
 }
 
-/// Copies what git reads beside references and objects.
-fn copy_files(part: &Part, to: &Folder) -> io::Result<()> {
+/// Copies what git reads beside references and objects. Returns what could not be: a link in the host's git directory may be one that an
+/// agent has left there, and lead to any file of the user's.
+fn copy_files(part: &Part, to: &Folder) -> Result<Vec<String>> {
     let (own, common) = (&part.repository.git_dir, &part.repository.common_dir);
-    let mut exclude = read_plain(&common.join("info/exclude"), LARGEST_FILE)?.unwrap_or_default();
+    let info = to.sub("info")?;
+    let mut left_out = Vec::new();
+    let mut exclude = Vec::new();
+    match open_below(common, "info/exclude").and_then(|file| read_at_most(file, LARGEST_FILE)) {
+        Ok(content) => exclude = content,
+        Err(e) => left_out.push(format!("'{}' was left out: {e}", common.join("info/exclude").display())),
+    }
     if part.key.is_empty() {
         exclude.extend_from_slice(b"\n# where subagents work\n/.worktrees/\n");
     }
-    let info = to.sub("info")?;
     info.write("exclude", &exclude)?;
-    for (from, folder, name) in [
-        (own.join("info/sparse-checkout"), &info, "sparse-checkout"),
-        (common.join("info/attributes"), &info, "attributes"),
-        (common.join("shallow"), to, "shallow"),
-        (own.join("index"), to, "index"),
-    ] {
-        copy(&from, folder, name)?;
+    // Without these two the agent would see another repository.
+    for (base, name) in [(own, "index"), (common, "shallow")] {
+        let copied = open_below(base, name).and_then(|file| file.map_or(Ok(()), |mut file| to.copy(&mut file, name)));
+        copied.with_context(|| format!("cannot copy '{}'", base.join(name).display()))?;
     }
-    for entry in fs::read_dir(own)?.flatten() {
-        if let Some(name) = entry.file_name().to_str().filter(|name| name.starts_with("sharedindex.")) {
-            copy(&entry.path(), to, name)?;
+    let unfinished: &[&str] =
+        if own.join("rebase-merge").exists() || own.join("rebase-apply").exists() { &[] } else { UNFINISHED };
+    let shared: Vec<String> = fs::read_dir(own)?
+        .filter_map(|entry| entry.ok()?.file_name().into_string().ok())
+        .filter(|name| name.starts_with("sharedindex."))
+        .collect();
+    let beside = unfinished.iter().copied().chain(shared.iter().map(String::as_str)).map(|name| (own, name));
+    let paths = [(own, "info/sparse-checkout"), (common, "info/attributes"), (common, "logs/refs/stash")];
+    for (base, path) in paths.into_iter().chain(beside) {
+        let mut file = match open_below(base, path) {
+            Ok(Some(file)) => file,
+            Ok(None) => continue,
+            Err(e) => {
+                left_out.push(format!("'{}' was left out: {e}", base.join(path).display()));
+                continue;
+            }
+        };
+        match path.rsplit_once('/') {
+            Some((folder, name)) => to.descend(folder)?.copy(&mut file, name)?,
+            None => to.copy(&mut file, path)?,
         }
     }
-    if !own.join("rebase-merge").exists() && !own.join("rebase-apply").exists() {
-        for name in UNFINISHED {
-            copy(&own.join(name), to, name)?;
-        }
-    }
-    let stash = common.join("logs/refs/stash");
-    if stash.exists() {
-        copy(&stash, &to.descend("logs/refs")?, "stash")?;
-    }
-    Ok(())
+    Ok(left_out)
 }
 
-fn copy(from: &Path, folder: &Folder, name: &str) -> io::Result<()> {
-    match File::open(from) {
-        Ok(mut file) => folder.copy(&mut file, name),
-        Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(()),
-        Err(e) => Err(e),
+fn read_at_most(file: Option<File>, most: u64) -> io::Result<Vec<u8>> {
+    let mut content = Vec::new();
+    if let Some(file) = file {
+        file.take(most).read_to_end(&mut content)?;
     }
+    Ok(content)
 }
 
 /// What the private side begins with, for the export: `host` lines are on the host, `private` ones only here.
@@ -353,7 +376,7 @@ fn have(seen: &Seen, retained: &BTreeMap<String, String>, tips: &Tips) -> String
     text
 }
 
-fn oids_in(file: &Path) -> Vec<String> {
-    let content = read_plain(file, LARGEST_FILE).ok().flatten().unwrap_or_default();
+fn oids_in(git_dir: &Path, name: &str) -> Vec<String> {
+    let content = open_below(git_dir, name).and_then(|file| read_at_most(file, LARGEST_FILE)).unwrap_or_default();
     String::from_utf8_lossy(&content).lines().filter(|line| refs::is_oid(line)).map(str::to_owned).collect()
 }

@@ -15,7 +15,7 @@ use super::ledger::{self, Ledger, lock};
 use super::place::{Folder, read_plain};
 use super::plant::{Stores, plant};
 use super::repository::Repository;
-use super::{Mount, Site, closing, head, paths, pin};
+use super::{Mount, Site, closing, head, lenders, paths, pin};
 use crate::error::hinted;
 
 /// A private side that a session's container can be started on.
@@ -46,7 +46,7 @@ pub(crate) fn prepare(site: &Site) -> Result<PrivateGit> {
         Err(e) if !site.others_live => {
             let where_to = ledger::set_aside_locked(site)?;
             warnings.push(format!("{e:#}; {}", now_in(where_to.as_deref())));
-            Ledger::default()
+            Ledger::load(site.state)?
         }
         Err(e) => return Err(e),
     };
@@ -69,6 +69,7 @@ pub(crate) fn prepare(site: &Site) -> Result<PrivateGit> {
     drop_lost_pins(site, &repository, &mut ledger)?;
     make_own_folder(site)?;
     let mut survey = guard::survey(site, repository.clone())?;
+    lenders::check(site, &survey, &mut ledger)?;
     let stores = match build(site, &survey, &mut ledger, &mut warnings) {
         Ok(stores) => stores,
         Err(e) if is_the_agents_doing(&e) => {
@@ -110,14 +111,16 @@ pub(crate) fn forget(site: &Site) -> Result<()> {
 /// Removes what was made in the working tree to mount onto, unless another session uses it or something has been put there.
 pub(crate) fn release(site: &Site) -> Result<()> {
     let _lock = lock(site)?;
-    if site.others_live {
-        return Ok(());
-    }
     let mut ledger = Ledger::load(site.state)?;
+    ledger.direct_open.retain(|session| session != site.session);
+    if site.others_live {
+        return ledger.save(site);
+    }
     for point in std::mem::take(&mut ledger.made).iter().rev() {
         let path = site.root.join(point);
-        let is_harmless = read_plain(&path, 16).is_ok_and(|content| content.is_some_and(|c| c == HARMLESS.as_bytes()));
-        match if is_harmless { fs::remove_file(&path) } else { fs::remove_dir(&path) } {
+        let is_ours =
+            content(point).is_some_and(|content| read_plain(&path, 16).ok().flatten().as_deref() == Some(content));
+        match if is_ours { fs::remove_file(&path) } else { fs::remove_dir(&path) } {
             Ok(()) => {}
             Err(e)
                 if matches!(
@@ -217,22 +220,26 @@ fn make_own_folder(site: &Site) -> Result<()> {
     folder.write("empty", b"").with_context(|| format!("cannot make '{}'", empty.display()))
 }
 
-/// Makes folders to mount onto, as the user: the engine would make them as root.
+/// Makes files and folders to mount onto, as the user: the engine would make them as root.
 pub(crate) fn make_points(site: &Site, points: &[PathBuf], ledger: &mut Ledger) -> Result<()> {
     for point in points {
         let path = site.root.join(point);
         match path.symlink_metadata() {
-            Ok(meta) if meta.is_dir() || point.ends_with("commondir") && meta.is_file() => {}
-            Ok(_) => bail!("cannot use '{}': it is not a folder", path.display()),
+            Ok(meta) if meta.is_dir() && content(point).is_none() || meta.is_file() && content(point).is_some() => {}
+            Ok(_) => bail!(
+                "cannot use '{}': it is not a {}",
+                path.display(),
+                if content(point).is_some() { "file" } else { "folder" }
+            ),
             Err(_) => {
                 if !ledger.made.contains(point) {
                     ledger.made.push(point.clone());
                 }
                 // Written down first: what is made is removed again, whatever happens now.
                 ledger.save(site)?;
-                let made = match path.file_name().is_some_and(|name| name == "commondir") {
-                    true => make_harmless(&path),
-                    false => fs::DirBuilder::new().mode(0o755).create(&path),
+                let made = match content(point) {
+                    Some(content) => make_file(&path, content),
+                    None => fs::DirBuilder::new().mode(0o755).create(&path),
                 };
                 made.with_context(|| format!("cannot make '{}'", path.display()))?;
                 if let Some((uid, gid)) = site.owner {
@@ -244,8 +251,17 @@ pub(crate) fn make_points(site: &Site, points: &[PathBuf], ledger: &mut Ledger) 
     Ok(())
 }
 
-fn make_harmless(path: &Path) -> io::Result<()> {
-    io::Write::write_all(&mut fs::File::options().write(true).create_new(true).open(path)?, HARMLESS.as_bytes())
+/// What a file that is made to mount onto holds, by its name; `None` for a folder.
+fn content(point: &Path) -> Option<&'static [u8]> {
+    match point.file_name()?.to_str()? {
+        "commondir" => Some(HARMLESS.as_bytes()),
+        "alternates" | "config" | "config.worktree" => Some(b""),
+        _ => None,
+    }
+}
+
+fn make_file(path: &Path, content: &[u8]) -> io::Result<()> {
+    io::Write::write_all(&mut fs::File::options().write(true).create_new(true).open(path)?, content)
 }
 
 /// Whether a step failed for what the private git directory looks like, so that a new one would do.

@@ -2,6 +2,7 @@
 //! one that an agent left in the tree. Also what lies in it that a session has to know: borrowed objects, an unfinished operation.
 
 use std::fs;
+use std::io::Read;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
@@ -9,7 +10,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, bail};
 
 use super::direct::HARMLESS;
-use super::place::read_plain;
+use super::place::{open_below, read_plain};
 use crate::error::hinted;
 
 #[derive(Clone, Debug)]
@@ -76,9 +77,7 @@ impl Repository {
         let mut next = 0;
         while let Some(folder) = found.get(next).cloned() {
             next += 1;
-            for line in
-                read_plain(&folder.join("info/alternates"), 1024 * SHORT)?.unwrap_or_default().split(|&b| b == b'\n')
-            {
+            for line in alternates(&folder)?.split(|&b| b == b'\n') {
                 if line.is_empty() || line[0] == b'#' {
                     continue;
                 }
@@ -148,6 +147,17 @@ impl Repository {
             .filter(|path| !path.as_os_str().is_empty())
             .collect()
     }
+}
+
+/// The list of the folders that a folder of objects is completed by.
+fn alternates(folder: &Path) -> Result<Vec<u8>> {
+    let mut list = Vec::new();
+    let read = open_below(folder, "info/alternates").and_then(|file| match file {
+        Some(file) => file.take(1024 * SHORT).read_to_end(&mut list),
+        None => Ok(0),
+    });
+    read.with_context(|| format!("cannot read '{}'", folder.join("info/alternates").display()))?;
+    Ok(list)
 }
 
 fn read_pointer(file: &Path, prefix: &str) -> Result<PathBuf> {

@@ -1,6 +1,7 @@
-#![expect(clippy::disallowed_methods, reason = "this is the place that starts git in the user's git directory")]
+#![expect(clippy::disallowed_methods, reason = "this is the one place that starts git")]
 //! The host's git, run in the user's own git directory with everything off by which a repository starts programs: hooks, monitors,
-//! filters (it has no working tree here), lazy fetches, submodules, helpers, the user's and the system's configuration.
+//! filters (it has no working tree here), lazy fetches, submodules, helpers, the user's and the system's configuration. Never `status`
+//! or `diff`, which look into nested repositories.
 
 use std::ffi::{OsStr, OsString};
 use std::io::{self, Write};
@@ -8,7 +9,7 @@ use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, Command, Output, Stdio};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, anyhow, bail};
 
 use super::settings;
 use crate::error::hinted;
@@ -70,22 +71,38 @@ impl<'a> Git<'a> {
 
     /// The repository's own settings, of its common and its worktree's configuration. Reading settings starts nothing.
     pub(crate) fn settings(&self) -> Result<Vec<(String, String)>> {
-        let output = self.command(&[], &["config", "--list", "-z"]).output().context("cannot run 'git'")?;
+        let child = self.start(self.command(&[], &["config", "--list", "-z"]))?;
+        let output = child.wait_with_output().context("cannot run 'git'")?;
         if !output.status.success() {
             bail!("cannot read the settings of '{}': {}", self.dir.display(), words(&output));
         }
         Ok(settings::parse(&output.stdout))
     }
 
-    /// Every setting in force for the user, theirs and the system's too. None if git cannot read them.
+    /// Every setting in force for the user, theirs and the system's too, in order: of two with one name the later one counts.
     pub(crate) fn settings_of_user(&self) -> Result<Vec<(String, String)>> {
-        let mut command = self.command(&[], &["config", "--list", "-z"]);
+        Ok(settings::parse(
+            &self
+                .ask_for_user(&["config", "--list", "-z"])?
+                .map_err(|why| anyhow!("cannot read the git configuration of '{}': {why}", self.dir.display()))?,
+        ))
+    }
+
+    /// A value that the user has set for all repositories. A repository's own does not count.
+    pub(crate) fn global_setting(&self, key: &str) -> Result<Option<String>> {
+        let value = self.ask_for_user(&["config", "--global", "--get", key])?.ok();
+        Ok(value.map(|value| String::from_utf8_lossy(&value).trim_end_matches('\n').to_owned()))
+    }
+
+    /// Asks with the user's and the system's configuration in force. Only for `config`, which starts nothing.
+    fn ask_for_user(&self, args: &[&str]) -> Result<std::result::Result<Vec<u8>, String>> {
+        let mut command = self.command(&[], args);
         for name in ["GIT_CONFIG_GLOBAL", "GIT_CONFIG_NOSYSTEM"] {
             command.env_remove(name);
         }
         command.envs(self.env.iter().map(|(name, value)| (name, value)));
-        let output = command.output().context("cannot run 'git'")?;
-        Ok(if output.status.success() { settings::parse(&output.stdout) } else { Vec::new() })
+        let output = self.start(command)?.wait_with_output().context("cannot run 'git'")?;
+        Ok(if output.status.success() { Ok(output.stdout) } else { Err(words(&output)) })
     }
 
     /// What git prints; an error with git's own words if it fails.
@@ -146,7 +163,11 @@ impl<'a> Git<'a> {
     }
 
     fn spawn(&self, args: &[&str]) -> Result<Child> {
-        match self.command(SETTINGS, args).spawn() {
+        self.start(self.command(SETTINGS, args))
+    }
+
+    fn start(&self, mut command: Command) -> Result<Child> {
+        match command.spawn() {
             Ok(child) => Ok(child),
             Err(e) if e.kind() == io::ErrorKind::NotFound && self.dir.is_dir() => {
                 Err(hinted("cannot run 'git': not found", "install git 2.25 or newer"))

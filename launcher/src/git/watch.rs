@@ -9,7 +9,7 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::mpsc::{Receiver, Sender, channel};
+use std::sync::mpsc::{Receiver, channel};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant, SystemTime};
 
@@ -272,18 +272,18 @@ impl fmt::Display for Finding {
 
 /// A watch in a thread of its own. It ends when this is dropped.
 pub(crate) struct Watcher {
-    /// What is found, as it is found.
-    #[allow(dead_code, reason = "for who can say it while the session runs")]
-    pub(crate) findings: Receiver<Finding>,
     ready: Receiver<()>,
     stop: Arc<AtomicBool>,
     thread: Option<JoinHandle<Watch>>,
 }
 
 impl Watcher {
-    /// Starts to look. What is there before `wait_until_ready` returns is the user's.
-    pub(crate) fn start(root: PathBuf, programs: Vec<PathBuf>) -> Result<Watcher> {
-        let (sender, findings) = channel();
+    /// Starts to look. What is there before `wait_until_ready` returns is the user's; what is found later goes to `tell` at once.
+    pub(crate) fn start(
+        root: PathBuf,
+        programs: Vec<PathBuf>,
+        tell: impl Fn(&Finding) + Send + 'static,
+    ) -> Result<Watcher> {
         let (is_ready, ready) = channel();
         let stop = Arc::new(AtomicBool::new(false));
         let stopped = Arc::clone(&stop);
@@ -292,14 +292,14 @@ impl Watcher {
             let _ = is_ready.send(());
             while !stopped.load(Ordering::Relaxed) {
                 let begun = Instant::now();
-                tell(&sender, watch.look());
+                watch.look().iter().for_each(&tell);
                 std::thread::park_timeout(PAUSE.max(begun.elapsed() * 8));
             }
             watch
         };
         let thread =
             std::thread::Builder::new().name("watch".to_owned()).spawn(run).context("cannot start a thread")?;
-        Ok(Watcher { findings, ready, stop, thread: Some(thread) })
+        Ok(Watcher { ready, stop, thread: Some(thread) })
     }
 
     /// Returns when the first look is over. The container must not run before.
@@ -325,13 +325,6 @@ impl Watcher {
 impl Drop for Watcher {
     fn drop(&mut self) {
         let _ = self.stop();
-    }
-}
-
-fn tell(sender: &Sender<Finding>, findings: Vec<Finding>) {
-    for finding in findings {
-        // Nobody listens any more: what was found is kept for the end.
-        let _ = sender.send(finding);
     }
 }
 

@@ -1,27 +1,48 @@
 //! What mounts cannot close is found: each limit is tried as an attack, seen at once, and said again at the end.
 
 use std::path::PathBuf;
-use std::time::{Duration, Instant};
+use std::sync::mpsc::{Receiver, channel};
+use std::time::{Duration, Instant, SystemTime};
 
 use crate::git::Watcher;
 use crate::git::watch::{Finding, Watch};
 use crate::scene::Scene;
 
-/// Waits until something is found; the claim is a second on an idle machine, and the machines that test are not.
-fn next(watcher: &Watcher) -> Finding {
-    watcher.findings.recv_timeout(Duration::from_secs(20)).unwrap()
+/// What a watcher says, with when it said it.
+type Said = Receiver<(Finding, SystemTime)>;
+
+fn watch(scene: &Scene, programs: &[PathBuf]) -> (Watcher, Said) {
+    let (sender, said) = channel();
+    let tell = move |finding: &Finding| _ = sender.send((finding.clone(), SystemTime::now()));
+    let watcher = Watcher::start(scene.root.clone(), programs.to_owned(), tell).unwrap();
+    watcher.wait_until_ready();
+    (watcher, said)
+}
+
+/// Waits until this is found, and returns how long after `begun`.
+fn found(said: &Said, finding: &Finding, begun: SystemTime) -> Duration {
+    loop {
+        // A copy on its way there is found too.
+        let (seen, when) = said.recv_timeout(Duration::from_secs(30)).unwrap_or_else(|e| panic!("{finding:?}: {e}"));
+        if seen == *finding {
+            return when.duration_since(begun).unwrap_or_default();
+        }
+    }
 }
 
 #[test]
-fn repositories_that_the_agent_makes_are_found_and_what_was_there_is_not() {
+fn repositories_that_the_agent_makes_are_found_within_a_second_and_what_was_there_is_not() {
     let scene = Scene::new();
     scene.git(&["init", "-q", "vendor/old"]);
     scene.git(&["init", "-q", "--bare", "fixtures/old.git"]);
+    scene.write(".githooks/pre-commit", "#!/bin/sh\n");
+    scene.git(&["config", "core.hooksPath", ".githooks"]);
+    scene.write("vendor/file/.git", "gitdir: ../old/.git\n");
     let session = scene.prepare();
-    let watcher = Watcher::start(scene.root.clone(), session.private.programs.clone()).unwrap();
-    watcher.wait_until_ready();
+    let (watcher, said) = watch(&scene, &session.private.programs);
     session.agent("mkdir -p a/b; echo x > a/b/file; git -C . status >/dev/null; git worktree add -q .worktrees/t");
-    for (attack, found) in [
+    let mut took = Vec::new();
+    for (attack, finding) in [
         ("git init -q a/b", Finding::Repository("a/b".into())),
         ("mkdir -p deep/er/c; echo 'gitdir: ../../../evil' > deep/er/c/.git", Finding::Repository("deep/er/c".into())),
         ("mkdir -p link; ln -s /workspace/a/b/.git link/.git", Finding::Repository("link".into())),
@@ -35,22 +56,19 @@ fn repositories_that_the_agent_makes_are_found_and_what_was_there_is_not() {
             "git init -q /tmp/x; git -C /tmp/x commit -q --allow-empty -m x; mkdir away; cp -a /tmp/x/.git away/x; mv away/x src/.git",
             Finding::Repository("src".into()),
         ),
+        ("git config -f vendor/old/.git/config core.fsmonitor evil", Finding::Changed("vendor/old/.git/config".into())),
+        ("echo 'gitdir: ../../a/b/.git' > vendor/file/.git", Finding::Changed("vendor/file/.git".into())),
+        ("echo x > fixtures/old.git/hooks/post-update", Finding::Changed("fixtures/old.git/hooks".into())),
+        ("echo evil >> .githooks/pre-commit", Finding::Program(".githooks/pre-commit".into())),
     ] {
         session.agent(attack);
-        let begun = Instant::now();
-        let mut seen = next(&watcher);
-        // A copy on its way there is found too.
-        while seen != found {
-            assert!(begun.elapsed() < Duration::from_secs(60), "{attack}: {seen:?}");
-            seen = next(&watcher);
-        }
+        took.push(found(&said, &finding, SystemTime::now()));
     }
-    session.agent("git config -f vendor/old/.git/config core.fsmonitor evil");
-    assert_eq!(next(&watcher), Finding::Changed("vendor/old/.git/config".into()));
-    session.agent("echo x > fixtures/old.git/hooks/post-update");
-    assert!(matches!(next(&watcher), Finding::Changed(path) if path.starts_with("fixtures/old.git/hooks")));
+    // The machines that test have other work as well: the claim is for most of them.
+    took.sort();
+    assert!(took[took.len() / 2] < Duration::from_secs(1), "{took:?}");
     let all = watcher.finish();
-    assert!(all.contains(&Finding::Repository("a/b".into())) && all.len() >= 9, "{all:?}");
+    assert!(all.contains(&Finding::Repository("a/b".into())) && all.len() >= 11, "{all:?}");
     assert!(all.iter().all(|finding| !finding.to_string().contains('\n')));
 }
 

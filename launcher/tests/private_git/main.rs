@@ -13,10 +13,12 @@ mod export;
 #[path = "../../src/git/mod.rs"]
 mod git;
 
+mod asides;
 mod attacks;
 mod direct_mode;
 mod gate;
 mod kinds;
+mod lenders;
 mod limits;
 mod lossless;
 mod offered_again;

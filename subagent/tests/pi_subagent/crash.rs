@@ -136,6 +136,23 @@ fn what_a_killed_runner_left_running_is_ended_before_anyone_goes_on() {
 }
 
 #[test]
+fn a_pi_that_had_no_answer_yet_is_told_the_task_again() {
+    let lab = Lab::new();
+    lab.script("x", "echo ready >\"$dir/ready\"; sleep 1000");
+    let child = lab.start_spawn("x", &[]);
+    wait_for("pi runs", || lab.scripts.join("ready").exists());
+    signal(&child, "KILL");
+    finish(child);
+    lab.script("x", "commit a a a; fail broken; settle");
+    let said = || std::fs::read_to_string(lab.scripts.join("x.stdin")).unwrap();
+    assert_eq!(lab.run(&["resume", "x"]).code, 4);
+    assert_eq!(said(), "Task: x\n\nDo the thing.\n");
+    // Now its session knows.
+    assert_eq!(lab.run(&["resume", "x"]).code, 4);
+    assert!(said().starts_with("Task: x\n\nYou were stopped"), "{}", said());
+}
+
+#[test]
 fn a_resumed_pi_has_its_session_and_new_words() {
     let lab = Lab::new();
     lab.script("x", "commit kept kept kept; fail broken; settle");

@@ -1,7 +1,7 @@
 //! Committed, pushed, opened: whatever GitHub, git or the agent makes of it.
 
 use crate::internet::{TOKEN, What};
-use crate::lab::{Lab, each};
+use crate::lab::{Lab, each, finish, wait_for};
 
 fn answer(status: u16, body: &str) -> What {
     What::Answer(status, &[], body.to_owned())
@@ -30,6 +30,64 @@ fn a_push_that_fails_is_finished_later_without_a_model() {
     }
     assert!(!lab.scripts.join("x.pid").exists(), "pi was started");
     assert_eq!(lab.internet.world(|world| world.pulls.len()), 1);
+}
+
+#[test]
+fn every_answer_to_a_push_keeps_the_work_and_finish_completes_it() {
+    let cases = [
+        (answer(401, "bad credentials"), "token_rejected", "expired"),
+        (answer(403, "Permission denied."), "push_forbidden", "Contents: read and write"),
+        (answer(404, "Repository not found."), "repository_not_found", "add this repository to the token"),
+        (answer(409, "conflict"), "push_failed", "409"),
+        (answer(429, "slow down"), "rate_limited", "limits how much"),
+        (answer(500, "oops"), "push_failed", "has a problem"),
+        (answer(502, "<html>"), "push_failed", "has a problem"),
+        (What::Cut, "push_failed", "cannot reach"),
+    ];
+    each(cases, |(what, code, words)| {
+        let lab = Lab::new();
+        lab.script("x", "commit a a a; echo left >left; say done; settle");
+        lab.internet.fault("POST", "git-receive-pack", 9, what.clone());
+        let ran = lab.spawn("x", &[]);
+        let result = ran.result();
+        assert_eq!((ran.code, result["error"]["code"].as_str()), (6, Some(code)), "{what:?} {result}");
+        assert!(result["text"].as_str().unwrap().contains(words), "{what:?} {result}");
+        assert_eq!((result["state"].as_str(), result["git"]["pushed"].as_bool()), (Some("partial"), Some(false)));
+        assert_eq!(lab.sh("git diff --name-only main subagent/x"), "a\nleft");
+        assert!(lab.run(&["cleanup", "x"]).stdout.contains("x: kept"));
+        lab.internet.world(|world| world.faults.clear());
+        assert_eq!(lab.run(&["finish", "x"]).code, 0, "{what:?}");
+        assert_eq!(lab.remote("diff --name-only main subagent/x"), "a\nleft");
+    });
+}
+
+#[test]
+fn a_push_whose_answer_was_lost_is_not_made_twice() {
+    let lab = Lab::new();
+    lab.script("x", "commit a a a; say done; settle");
+    lab.internet.fault("POST", "git-receive-pack", 1, What::CutAfter);
+    let ran = lab.spawn("x", &[]);
+    assert_eq!((ran.code, ran.result()["state"].as_str()), (0, Some("succeeded")), "{ran:?}");
+    assert_eq!(lab.internet.asked("POST", "git-receive-pack").len(), 1);
+}
+
+#[test]
+fn a_proxy_that_goes_away_during_the_run_costs_no_work() {
+    let lab = Lab::new();
+    lab.script("x", "commit a a a; echo left >left; touch \"$dir/ready\"; until test -e \"$dir/go\"; do sleep 0.05; done; say done; settle");
+    let child = lab.start_spawn("x", &[]);
+    wait_for("pi works", || lab.scripts.join("ready").exists());
+    lab.internet.world(|world| world.denied = vec!["github.test".into(), "api.github.test".into()]);
+    std::fs::write(lab.scripts.join("go"), "").unwrap();
+    let ran = finish(child);
+    let result = ran.result();
+    assert_eq!((ran.code, result["error"]["code"].as_str()), (6, Some("push_failed")), "{ran:?}");
+    assert!(result["text"].as_str().unwrap().contains("pi-docker allow github.test"), "{result}");
+    assert_eq!(lab.sh("git diff --name-only main subagent/x"), "a\nleft");
+    lab.internet.world(|world| world.denied.clear());
+    std::fs::remove_file(lab.scripts.join("x.pid")).unwrap();
+    assert_eq!(lab.run(&["finish", "x"]).code, 0);
+    assert!(!lab.scripts.join("x.pid").exists(), "pi was started");
 }
 
 #[test]
@@ -143,6 +201,23 @@ fn a_server_in_trouble_is_asked_again_and_never_makes_two() {
 }
 
 #[test]
+fn a_pull_request_that_somebody_opened_meanwhile_is_taken() {
+    let lab = Lab::new();
+    lab.internet.world(|world| {
+        world.pulls.push(serde_json::json!({
+            "number": 1, "state": "open", "html_url": "https://github.test/o/r/pull/1", "draft": false,
+            "title": "theirs", "body": "theirs", "head": {"ref": "subagent/x"}, "base": {"ref": "main"},
+        }));
+    });
+    // It was not there when it was looked for.
+    lab.internet.fault("GET", "/pulls?state=open", 1, answer(200, "[]"));
+    lab.script("x", "commit a a a; say done; settle");
+    let result = lab.spawn("x", &[]).result();
+    assert_eq!((result["pr"]["number"].as_u64(), result["pr"]["existed"].as_bool()), (Some(1), Some(true)), "{result}");
+    assert_eq!(lab.internet.world(|world| world.pulls.len()), 1);
+}
+
+#[test]
 fn a_pull_request_that_is_there_is_updated_and_not_doubled() {
     let lab = Lab::new();
     lab.internet.world(|world| {
@@ -224,4 +299,53 @@ fn a_base_that_only_exists_here_is_pushed_on_request() {
     assert_eq!(result["state"], "succeeded", "{result}");
     assert_eq!(lab.internet.world(|world| world.pulls[0]["base"]["ref"].clone()), "feature");
     assert_eq!(lab.remote("rev-parse feature"), lab.sh("git rev-parse feature"));
+}
+
+#[test]
+fn a_forks_branch_goes_to_the_fork_and_its_pull_request_to_the_repository_that_was_chosen() {
+    let lab = Lab::new();
+    let theirs = lab.internet.repositories.join("o/r.git");
+    let fork = lab.internet.repositories.join("me/r.git");
+    lab.sh(&format!(
+        "git clone -q --bare '{}' '{}'; git -C '{1}' config http.receivepack true",
+        theirs.display(),
+        fork.display()
+    ));
+    lab.sh(
+        "git remote set-url origin https://github.test/me/r.git; git remote add upstream https://github.test/o/r.git",
+    );
+    // What `gh repo set-default o/r` writes.
+    lab.sh("git config remote.upstream.gh-resolved base");
+    lab.script("x", "commit a a a; say done; settle");
+    let ran = lab.spawn("x", &[]);
+    assert_eq!((ran.code, ran.result()["state"].as_str()), (0, Some("succeeded")), "{ran:?}");
+    let pulls = lab.internet.world(|world| world.pulls.clone());
+    assert_eq!(
+        (pulls[0]["head"]["owner"].as_str(), pulls[0]["head"]["ref"].as_str()),
+        (Some("me"), Some("subagent/x"))
+    );
+    assert_eq!(lab.sh(&format!("git -C '{}' diff --name-only main subagent/x", fork.display())), "a");
+    assert_eq!(lab.sh(&format!("git -C '{}' branch --list 'subagent/*'", theirs.display())), "");
+    // Found again, not doubled.
+    assert_eq!(lab.run(&["finish", "x", "--json"]).result()["pr"]["existed"], true);
+    assert_eq!(lab.internet.world(|world| world.pulls.len()), 1);
+    // A branch that only the fork has is no base there, and nothing is spent to find that out.
+    lab.sh(&format!("git checkout -qb mine && git push -q '{}' mine", fork.display()));
+    lab.script("y", "say done; settle");
+    let ran = lab.spawn("y", &[]);
+    assert_eq!((ran.code, ran.result()["error"]["code"].as_str()), (7, Some("base_not_on_remote")), "{ran:?}");
+    assert!(!lab.scripts.join("y.pid").exists());
+    assert_eq!(lab.spawn("z", &["--pr", "none", "--allow-empty"]).code, 4, "z has no script, but it started");
+}
+
+#[test]
+fn a_github_enterprise_server_is_reached_where_its_address_says() {
+    let lab = Lab::new();
+    lab.script("x", "commit a a a; say done; settle");
+    let instructions = lab.root.join("instructions");
+    let args = ["spawn", "--json", "--task", "x", "--instructions-file", instructions.to_str().unwrap()];
+    let ran = finish(lab.command(&args).env("GITHUB_API_URL", "https://github.test/api/v3").spawn().unwrap());
+    assert_eq!((ran.code, ran.result()["state"].as_str()), (0, Some("succeeded")), "{ran:?}");
+    let made = &lab.internet.asked("POST", "/api/v3/repos/o/r/pulls")[1];
+    assert_eq!(made.host, "github.test");
 }

@@ -7,7 +7,7 @@ use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use rustls::pki_types::PrivateKeyDer;
 use serde_json::{Value, json};
@@ -50,6 +50,8 @@ pub struct World {
     pub faults: VecDeque<Fault>,
     pub denied: Vec<String>,
     pub repository: Value,
+    /// How long it took to answer, all together.
+    pub busy: Duration,
 }
 
 pub struct Internet {
@@ -119,6 +121,7 @@ fn certificates() -> (Arc<rustls::ServerConfig>, String) {
 
 fn tunnel(stream: TcpStream, world: &Mutex<World>, config: Arc<rustls::ServerConfig>, root: &Path) {
     let _ = stream.set_read_timeout(Some(Duration::from_secs(60)));
+    let _ = stream.set_nodelay(true);
     let mut reader = BufReader::new(stream.try_clone().unwrap());
     let Some((method, target, _)) = head(&mut reader) else { return };
     let mut stream = stream;
@@ -161,6 +164,11 @@ type Tls = BufReader<rustls::StreamOwned<rustls::ServerConnection, TcpStream>>;
 
 fn serve(tls: &mut Tls, host: &str, world: &Mutex<World>, root: &Path) -> Option<bool> {
     let (method, path, headers) = head(tls)?;
+    let started = Instant::now();
+    // A tunnel that is open does not outlive the permission.
+    if world.lock().unwrap().denied.iter().any(|denied| denied == host) {
+        return Some(false);
+    }
     let header = |name: &str| headers.iter().find(|(found, _)| found == name).map(|(_, value)| value.clone());
     let length = header("content-length").and_then(|value| value.parse::<u64>().ok());
     let chunked = header("transfer-encoding").as_deref() == Some("chunked");
@@ -181,7 +189,9 @@ fn serve(tls: &mut Tls, host: &str, world: &Mutex<World>, root: &Path) -> Option
             Some(backend(&asked, &kind, &mut body, root))
         };
         drop(body);
-        return reply(tls, fault, || answer.unwrap());
+        let replied = reply(tls, fault, || answer.unwrap());
+        world.lock().unwrap().busy += started.elapsed();
+        return replied;
     }
     let mut bytes = Vec::new();
     match chunked {
@@ -192,9 +202,11 @@ fn serve(tls: &mut Tls, host: &str, world: &Mutex<World>, root: &Path) -> Option
     let fault = record(world, asked.clone());
     let answer = match fault {
         Some(What::Answer(..) | What::Cut) => None,
-        _ => Some(api(&asked, &mut world.lock().unwrap())),
+        _ => Some(api(&asked, &mut world.lock().unwrap(), root)),
     };
-    reply(tls, fault, || answer.unwrap())
+    let replied = reply(tls, fault, || answer.unwrap());
+    world.lock().unwrap().busy += started.elapsed();
+    replied
 }
 
 fn record(world: &Mutex<World>, asked: Asked) -> Option<What> {
@@ -234,10 +246,9 @@ fn reply(tls: &mut Tls, fault: Option<What>, truth: impl FnOnce() -> Answer) -> 
     for (name, value) in &answer.headers {
         text.push_str(&format!("{name}: {value}\r\n"));
     }
+    text.push_str("\r\n");
     let stream = tls.get_mut();
-    stream.write_all(text.as_bytes()).ok()?;
-    stream.write_all(b"\r\n").ok()?;
-    stream.write_all(&answer.body).ok()?;
+    stream.write_all(&[text.into_bytes(), answer.body].concat()).ok()?;
     stream.flush().ok()?;
     Some(true)
 }
@@ -316,7 +327,7 @@ fn backend(asked: &Asked, kind: &str, body: &mut dyn Read, root: &Path) -> Answe
     answer
 }
 
-fn api(asked: &Asked, world: &mut World) -> Answer {
+fn api(asked: &Asked, world: &mut World, root: &Path) -> Answer {
     let answer = |status: u16, body: Value| Answer {
         status,
         headers: vec![("Content-Type".into(), "application/json".into())],
@@ -340,11 +351,33 @@ fn api(asked: &Asked, world: &mut World) -> Answer {
             let (head, base) = (find("head"), find("base"));
             let matches = |pr: &&Value| {
                 pr["state"] == "open"
-                    && head == format!("o:{}", pr["head"]["ref"].as_str().unwrap())
+                    && head
+                        == format!(
+                            "{}:{}",
+                            pr["head"]["owner"].as_str().unwrap_or("o"),
+                            pr["head"]["ref"].as_str().unwrap()
+                        )
                     && pr["base"]["ref"] == *base
             };
             let found: Vec<&Value> = world.pulls.iter().filter(matches).collect();
             answer(200, json!(found))
+        }
+        ("GET", path) if path.starts_with("/repos/o/r/branches/") => {
+            let name = decode(path.trim_start_matches("/repos/o/r/branches/"));
+            let (bare, name) = (root.join("o/r.git"), format!("refs/heads/{name}"));
+            let asked = Command::new("git").arg("-C").arg(bare).args(["rev-parse", "-q", "--verify", &name]).output();
+            let oid = String::from_utf8_lossy(&asked.unwrap().stdout).trim().to_owned();
+            match oid.as_str() {
+                "" => answer(404, json!({"message": "Branch not found"})),
+                oid => answer(200, json!({"commit": {"sha": oid}})),
+            }
+        }
+        ("GET", path) if path.starts_with("/repos/o/r/pulls/") => {
+            let number: u64 = path.rsplit('/').next().unwrap().parse().unwrap();
+            match world.pulls.iter().find(|pr| pr["number"] == number) {
+                Some(pr) => answer(200, pr.clone()),
+                None => answer(404, json!({"message": "Not Found"})),
+            }
         }
         ("POST", "/repos/o/r/pulls") => create(&body, world, answer),
         ("PATCH", path) => {
@@ -367,11 +400,13 @@ fn create(body: &Value, world: &mut World, answer: impl Fn(u16, Value) -> Answer
         let error = format!("A pull request already exists for o:{}.", body["head"].as_str().unwrap());
         return answer(422, json!({"message": "Validation Failed", "errors": [{"message": error}]}));
     }
+    let head = body["head"].as_str().unwrap();
+    let (owner, head) = head.split_once(':').unwrap_or(("o", head));
     let number = world.pulls.len() + 1;
     let pr = json!({
         "number": number, "state": "open", "html_url": format!("https://github.test/o/r/pull/{number}"),
         "title": body["title"], "body": body["body"], "draft": body["draft"],
-        "head": {"ref": body["head"]}, "base": {"ref": body["base"]},
+        "head": {"ref": head, "owner": owner}, "base": {"ref": body["base"]},
     });
     world.pulls.push(pr.clone());
     answer(201, pr)

@@ -12,4 +12,5 @@ mod load;
 mod refusals;
 mod repositories;
 mod spawn;
+mod speed;
 mod together;

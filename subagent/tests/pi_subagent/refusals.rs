@@ -1,7 +1,7 @@
 //! What cannot end well is refused before a model is asked for anything, and leaves nothing behind.
 
 use crate::internet::What;
-use crate::lab::Lab;
+use crate::lab::{Lab, each};
 
 /// The task `x` must be refused with this exit status and code, pi not started, nothing made.
 fn refused(lab: &Lab, flags: &[&str], exit: i32, code: &str) -> String {
@@ -80,18 +80,42 @@ fn without_a_token_or_its_rights_nothing_starts() {
             r#"{"message":"Resource not accessible by personal access token"}"#.into(),
         ),
     );
-    assert!(refused(&lab, &[], 5, "pr_forbidden").contains("pull_requests=write"));
+    assert!(refused(&lab, &[], 7, "pr_forbidden").contains("pull_requests=write"));
     lab.internet.fault(
         "POST",
         "/pulls",
         1,
         What::Answer(403, &[("x-github-sso", "required; url=https://sso.test/x")], r#"{"message":"SAML"}"#.into()),
     );
-    assert!(refused(&lab, &[], 5, "pr_forbidden").contains("https://sso.test/x"));
+    assert!(refused(&lab, &[], 7, "pr_forbidden").contains("https://sso.test/x"));
     lab.internet.world(|world| world.repository["archived"] = true.into());
-    refused(&lab, &[], 5, "pr_forbidden");
+    refused(&lab, &[], 7, "pr_forbidden");
     lab.internet.world(|world| world.repository["archived"] = false.into());
     accepted(&lab, &[]);
+}
+
+#[test]
+fn a_github_in_trouble_refuses_before_anything_is_spent() {
+    let limit: &[(&str, &str)] = &[("x-ratelimit-remaining", "0"), ("x-ratelimit-reset", "99999999999")];
+    let answer = |status: u16, body: &str| What::Answer(status, &[], body.to_owned());
+    let cases = [
+        ("GET", "/repos/o/r", answer(404, r#"{"message":"Not Found"}"#), "repository_not_found"),
+        ("GET", "/repos/o/r", answer(401, r#"{"message":"Bad credentials"}"#), "token_rejected"),
+        ("POST", "/pulls", answer(500, "{}"), "github_down"),
+        ("POST", "/pulls", What::Answer(403, limit, r#"{"message":"API rate limit exceeded"}"#.into()), "rate_limited"),
+        ("POST", "/pulls", What::Cut, "network"),
+        ("GET", "git-receive-pack", answer(404, "Repository not found."), "repository_not_found"),
+        ("GET", "git-receive-pack", answer(502, "<html>"), "github_down"),
+        ("GET", "git-receive-pack", answer(429, "slow down"), "rate_limited"),
+        ("GET", "git-receive-pack", What::Cut, "network"),
+    ];
+    each(cases, |(method, path, what, code)| {
+        let lab = Lab::new();
+        lab.internet.fault(method, path, 9, what);
+        refused(&lab, &[], 7, code);
+        lab.internet.world(|world| world.faults.clear());
+        accepted(&lab, &[]);
+    });
 }
 
 #[test]
@@ -159,4 +183,25 @@ fn a_name_that_is_taken_is_refused_or_gets_a_number() {
     lab.script("y", "say hi; settle");
     let ran = lab.spawn("y", &[]);
     assert_eq!((ran.code, lab.scripts.join("y.pid").exists()), (11, false));
+    // A branch of that name that is only here is someone's too.
+    lab.sh("git branch subagent/z");
+    let ran = lab.spawn("z", &[]);
+    assert_eq!((ran.code, ran.result()["error"]["code"].as_str()), (11, Some("exists")), "{ran:?}");
+    assert_eq!(lab.sh("git branch --list subagent/z"), "  subagent/z");
+}
+
+#[test]
+fn doctor_says_what_is_well_and_what_is_not_and_changes_nothing() {
+    let lab = Lab::new();
+    let ran = lab.run(&["doctor"]);
+    assert_eq!((ran.code, ran.stdout.matches("ok ").count()), (0, 6), "{ran:?}");
+    lab.internet.fault("POST", "/pulls", 1, What::Answer(403, &[], r#"{"message":"Resource not accessible"}"#.into()));
+    let ran = lab.run(&["doctor"]);
+    assert_eq!(ran.code, 1);
+    assert!(ran.stdout.contains("failed  pull requests: ") && ran.stdout.contains("hint: the token needs"), "{ran:?}");
+    lab.sh("git checkout -q --detach");
+    let checks = lab.run(&["doctor", "--json"]).json()["checks"].clone();
+    assert_eq!((checks[2]["check"].as_str(), checks[2]["ok"].as_bool()), (Some("base"), Some(false)), "{checks}");
+    assert_eq!(lab.sh("ls -d .worktrees .git/pi-subagent 2>/dev/null || git branch --list 'subagent/*'"), "");
+    assert!(lab.internet.world(|world| world.pulls.is_empty()));
 }

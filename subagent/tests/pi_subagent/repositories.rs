@@ -125,6 +125,28 @@ fn a_filter_is_applied_both_ways() {
 }
 
 #[test]
+fn large_files_that_cannot_be_fetched_are_pointers_and_stay_pointers() {
+    let lab = Lab::new();
+    // As git-lfs without its server: it fails, unless it is told to leave the pointers as they are.
+    lab.sh("git config --global filter.lfs.clean cat && git config --global filter.lfs.required true");
+    lab.sh(r#"git config --global filter.lfs.smudge 'test -n "$GIT_LFS_SKIP_SMUDGE" || exit 1; cat'"#);
+    lab.sh("echo '*.bin filter=lfs' >.gitattributes && echo pointer >big.bin && git add . && git commit -qm large");
+    lab.sh(&format!("git push -q '{}' main", lab.internet.repositories.join("o/r.git").display()));
+    lab.script("x", "cp big.bin seen; say done; settle");
+    let ran = lab.spawn("x", &[]);
+    assert_eq!(ran.code, 0, "{ran:?}");
+    assert!(ran.events().iter().any(|event| event["code"] == "lfs_pointers"), "{ran:?}");
+    assert_eq!(lab.remote("diff --name-only main subagent/x"), "seen");
+    assert_eq!(lab.remote("show subagent/x:seen"), "pointer");
+    // The twin: where git-lfs can fetch, they are the files.
+    lab.sh("git config --global filter.lfs.smudge 'echo whole' && git config --global filter.lfs.clean 'echo pointer'");
+    lab.script("y", "cp big.bin seen; say done; settle");
+    let ran = lab.spawn("y", &[]);
+    assert!(!ran.events().iter().any(|event| event["code"] == "lfs_pointers"), "{ran:?}");
+    assert_eq!(lab.remote("diff --name-only main subagent/y; git show subagent/y:seen"), "seen\nwhole");
+}
+
+#[test]
 fn a_sparse_checkout_stays_sparse_and_deletes_nothing() {
     let lab = Lab::new();
     lab.sh("mkdir in out && echo 1 >in/a && echo 2 >out/b && git add . && git commit -qm dirs && git sparse-checkout set in");
@@ -234,4 +256,79 @@ fn a_repository_that_libgit2_would_get_wrong_is_refused_in_words() {
     lab.sh("rm -rf .git && git init -q --object-format=sha256 . && git add . && git commit -qm first");
     let ran = lab.spawn("x", &[]);
     assert_eq!((ran.code, ran.result()["error"]["code"].as_str()), (7, Some("repository_unsupported")), "{ran:?}");
+}
+
+#[test]
+fn ignored_files_that_a_build_needs_come_along_and_nothing_else() {
+    let lab = Lab::new();
+    lab.sh("printf '.env\\nnode_modules/\\n*.secret\\n' >.gitignore && printf '.env\\nnode_modules/\\nplain\\n' >.worktreeinclude && git add . && git commit -qm ignore");
+    lab.sh(&format!("git push -q '{}' main", lab.internet.repositories.join("o/r.git").display()));
+    lab.sh("echo key >.env && mkdir -p node_modules/a && echo js >node_modules/a/i.js && ln -s a node_modules/b && echo s >x.secret && echo p >plain");
+    lab.script("x", "find . -path ./.git -prune -o -print | sort | tr '\\n' ' ' >\"$dir/found\"; readlink node_modules/b >>\"$dir/found\"; commit a a a; say ok; settle");
+    let ran = lab.spawn("x", &[]);
+    assert_eq!((ran.code, ran.result()["state"].as_str()), (0, Some("succeeded")), "{ran:?}");
+    let found = std::fs::read_to_string(lab.scripts.join("found")).unwrap();
+    assert_eq!(
+        found,
+        ". ./.env ./.gitignore ./.worktreeinclude ./README ./node_modules ./node_modules/a ./node_modules/a/i.js ./node_modules/b a\n"
+    );
+    assert_eq!(lab.remote("diff --name-only main subagent/x"), "a");
+}
+
+#[test]
+fn a_full_disk_leaves_nothing_half_made_and_loses_nothing() {
+    let lab = Lab::new();
+    let worktrees = lab.workspace.join(".worktrees");
+    lab.sh("head -c 3M /dev/urandom >big && git add big && git commit -qm big");
+    lab.sh(&format!("git push -q '{}' main", lab.internet.repositories.join("o/r.git").display()));
+    lab.script("x", "commit a a a; say ok; settle");
+    // Too small for the files of the repository; a file system of its own, as in the container.
+    let run = |script: &str| lab.sh(&format!("unshare -m bash -euc '{script}'"));
+    let spawn = format!(
+        "pi-subagent spawn --json --task x --instructions-file \"{}\"",
+        lab.root.join("instructions").display()
+    );
+    let output = run(&format!(
+        "mkdir -p \"{0}\"; mount -t tmpfs -o size=1m none \"{0}\"; {spawn} || echo status $?; ls -A \"{0}\"",
+        worktrees.display()
+    ));
+    assert!(output.contains("\"code\":\"setup_failed\"") && output.ends_with("status 7"), "{output}");
+    assert!(output.contains("cannot run 'git reset'") && output.contains("MB are free there"), "{output}");
+    assert!(!lab.scripts.join("x.pid").exists());
+    assert_eq!(lab.sh("git branch --list 'subagent/*'; ls -A .worktrees; ls .git/worktrees"), "");
+    assert_eq!(lab.spawn("x", &[]).code, 0);
+}
+
+#[test]
+fn a_disk_that_fills_up_during_the_run_ends_it_with_a_result_and_keeps_the_work() {
+    let lab = Lab::new();
+    lab.script(
+        "x",
+        "commit kept kept kept; echo left >left; head -c 64M /dev/zero >filler 2>/dev/null; touch \"$dir/full\"; say done; settle",
+    );
+    let small = lab.root.join("small");
+    let instructions = lab.root.join("instructions");
+    // A file system of its own, as in the container; what it holds is gone with it, so everything is asked in it.
+    let script = format!(
+        "mkdir -p {0}; mount -t tmpfs -o size=8m none {0}; cp -a . {0}; cd {0}; \
+         pi-subagent spawn --json --task x --instructions-file {1} >{2}/first || echo status $?; \
+         git show subagent/x:kept; cat .worktrees/x/left; pi-subagent list; \
+         rm .worktrees/x/filler; pi-subagent finish x --json >{2}/second; echo status $?",
+        small.display(),
+        instructions.display(),
+        lab.root.display()
+    );
+    let output = lab.sh(&format!("unshare -m bash -uc '{script}'"));
+    let result = |name: &str| -> serde_json::Value {
+        let text = std::fs::read_to_string(lab.root.join(name)).unwrap();
+        serde_json::from_str(text.lines().last().unwrap()).unwrap()
+    };
+    let first = result("first");
+    assert_eq!((first["type"].as_str(), first["ok"].as_bool()), (Some("result"), Some(false)), "{first}");
+    assert!(first["text"].as_str().unwrap().contains("No space left"), "{first}");
+    assert!(lab.scripts.join("full").exists());
+    assert!(output.contains("kept\nleft\n"), "{output}");
+    let second = result("second");
+    assert_eq!(second["ok"], true, "{second}");
+    assert_eq!(lab.remote("diff --name-only main subagent/x"), "kept\nleft");
 }

@@ -1,5 +1,6 @@
-//! A name server that knows every name: it writes each query down and answers an A query with the one address it was given,
-//! anything else with nothing. It is what a leak by DNS would arrive at.
+//! A name server that knows every name: it writes each query down and answers an A query with the one address it was given, or
+//! with the address that the name's first label spells (`10-0-0-1.example.com`), as public services do; every address is called
+//! `api.github.com`, as an attacker may call his own. It is what a leak by DNS would arrive at.
 
 use std::net::{IpAddr, Ipv4Addr};
 use std::sync::Arc;
@@ -10,6 +11,9 @@ use tokio::net::UdpSocket;
 use crate::{World, record};
 
 const TYPE_A: u16 = 1;
+const TYPE_PTR: u16 = 12;
+/// What every address is called.
+const REVERSE: &[u8] = b"\x03api\x06github\x03com\0";
 
 pub(crate) async fn listen(world: Arc<World>, ip: IpAddr, answer: Ipv4Addr) -> Result<()> {
     let socket = UdpSocket::bind((ip, 53)).await.context("cannot listen on UDP port 53")?;
@@ -18,6 +22,7 @@ pub(crate) async fn listen(world: Arc<World>, ip: IpAddr, answer: Ipv4Addr) -> R
         while let Ok((length, from)) = socket.recv_from(&mut packet).await {
             let Some((name, kind, end)) = question(&packet[..length]) else { continue };
             world.record.event(record::now(), "DNS", &name, &kind.to_string());
+            let answer = spelled(&name).unwrap_or(answer);
             let _ = socket.send_to(&reply(&packet[..end], kind, answer), from).await;
         }
     });
@@ -46,16 +51,29 @@ fn question(packet: &[u8]) -> Option<(String, u16, usize)> {
     Some((labels.join("."), kind, at + 4))
 }
 
+/// The address that the first label spells with dashes.
+fn spelled(name: &str) -> Option<Ipv4Addr> {
+    name.split('.').next()?.replace('-', ".").parse().ok()
+}
+
 fn reply(query: &[u8], kind: u16, answer: Ipv4Addr) -> Vec<u8> {
-    let answers = u8::from(kind == TYPE_A);
+    let address = answer.octets();
+    let data = match kind {
+        TYPE_A => &address[..],
+        TYPE_PTR => REVERSE,
+        _ => &[],
+    };
+    let answers = u8::from(!data.is_empty());
     let mut packet = query.to_vec();
     // A response, authoritative, recursion available; one question, no authority and no additional records.
     packet[2] = 0x84 | (query[2] & 1);
     packet[3] = 0x80;
     packet[4..12].copy_from_slice(&[0, 1, 0, answers, 0, 0, 0, 0]);
     if answers == 1 {
-        packet.extend_from_slice(&[0xc0, 12, 0, 1, 0, 1, 0, 0, 0, 60, 0, 4]);
-        packet.extend_from_slice(&answer.octets());
+        packet.extend_from_slice(&[0xc0, 12]);
+        packet.extend_from_slice(&kind.to_be_bytes());
+        packet.extend_from_slice(&[0, 1, 0, 0, 0, 60, 0, u8::try_from(data.len()).unwrap_or(0)]);
+        packet.extend_from_slice(data);
     }
     packet
 }
@@ -73,6 +91,14 @@ mod tests {
         assert_eq!(said[..12], *b"\x12\x34\x85\x80\0\x01\0\x01\0\0\0\0");
         assert_eq!(said[said.len() - 4..], [192, 88, 99, 2]);
         assert_eq!(reply(&query[..end], 28, Ipv4Addr::LOCALHOST).len(), end);
+        assert!(reply(&query[..end], TYPE_PTR, Ipv4Addr::LOCALHOST).ends_with(REVERSE));
+    }
+
+    #[test]
+    fn a_name_that_spells_an_address_has_it() {
+        assert_eq!(spelled("10-0-0-1.example.com"), Some(Ipv4Addr::new(10, 0, 0, 1)));
+        assert_eq!(spelled("10-0-0.example.com"), None);
+        assert_eq!(spelled("x-10-0-0-1.example.com"), None);
     }
 
     #[test]
