@@ -51,7 +51,8 @@ pub(crate) fn render(plan: &Plan) -> String {
     }
     overlay["services"]["pi"] = pi;
     escape(&mut overlay);
-    printable(&format!("{overlay:#}")).replace(&format!("\"{RESET}\""), "!reset null")
+    // With the colon: within a string the quote would have a backslash before it.
+    printable(&format!("{overlay:#}")).replace(&format!(": \"{RESET}\""), ": !reset null")
 }
 
 /// JSON leaves the upper control characters as they are; YAML, which docker compose reads, refuses them, and a terminal obeys them.
