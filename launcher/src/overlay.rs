@@ -123,4 +123,17 @@ mod tests {
         assert_eq!(pi["environment"]["PI_DOCKER_CANARY"], "10.0.0.2:4711");
         assert_eq!(overlay["volumes"]["cache"]["name"], "pi-docker-cache-id");
     }
+
+    #[test]
+    fn a_folder_whose_name_ends_in_a_tag_or_has_upper_control_characters_stays_what_it_is() {
+        let mut plan = plan("", &[]);
+        plan.mounts[0].source = "/r/\"!reset\u{9b}".into();
+        plan.mounts[1].source = "/r/\"!reset".into();
+        let text = render(&plan);
+        assert!(!text.contains('\u{9b}'), "{text}");
+        let overlay: Value = serde_json::from_str(&text).unwrap();
+        let volumes = &overlay["services"]["pi"]["volumes"];
+        assert_eq!(volumes[0]["source"], "/r/\"!reset\u{9b}");
+        assert_eq!(volumes[1]["source"], "/r/\"!reset");
+    }
 }
