@@ -30,6 +30,16 @@ impl Orphans {
         self.0.is_empty()
     }
 
+    /// Those of one repository; of all without one.
+    pub(crate) fn of(mut self, repository: Option<&str>) -> Orphans {
+        self.0.retain(|found| repository.is_none_or(|id| id == found.record.repository_id));
+        self
+    }
+
+    pub(crate) fn records(&self) -> impl Iterator<Item = &Record> {
+        self.0.iter().map(|found| &found.record)
+    }
+
     /// Empties auth.json where one of them has left its login behind. Needs no engine.
     pub(crate) fn wipe(&self, terminal: &Terminal) -> Result<()> {
         for found in &self.0 {
@@ -45,8 +55,9 @@ impl Orphans {
         Ok(())
     }
 
-    /// Ends what still runs of them and removes what they left. What fails is said and left for the next start.
-    pub(crate) fn remove(self, home: &Home, docker: &Docker, terminal: &Terminal) {
+    /// Ends what still runs of them and removes what they left. What fails is said and left for the next start. True if nothing did.
+    pub(crate) fn remove(self, home: &Home, docker: &Docker, terminal: &Terminal) -> bool {
+        let mut all = true;
         for found in self.0 {
             // It may be running still, and pi may have something to save. None of this name is what is hoped for.
             let _ = docker.stop(&found.record.container);
@@ -62,9 +73,13 @@ impl Orphans {
             });
             match removed {
                 Ok(()) => terminal.say(&format!("session {} did not end by itself: cleaned up", found.record.session)),
-                Err(e) => terminal.warn(&format!("{e:#}"), "the next start tries again"),
+                Err(e) => {
+                    all = false;
+                    terminal.warn(&format!("{e:#}"), "the next start tries again");
+                }
             }
         }
+        all
     }
 }
 

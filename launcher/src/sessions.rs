@@ -20,6 +20,7 @@ use crate::error::{Silent, hinted};
 use crate::home::Home;
 use crate::inputs;
 use crate::private_side::{PrivateSide, WARNING};
+use crate::recover::Orphans;
 use crate::repo::Place;
 use crate::run_dir::{self, Record};
 use crate::session;
@@ -67,13 +68,15 @@ impl Scene {
     }
 }
 
-/// Ends the sessions of the repository that the user is in, or all of them, and waits until nothing is left of them.
+/// Ends the sessions of the repository that the user is in, or all of them, and waits until nothing is left of them. Those whose
+/// launcher is gone are cleaned up from here.
 pub(crate) fn stop(config: &Config, all: bool) -> Result<u8> {
     let scene = Scene::new(config, all)?;
     let mut running = scene.running()?;
     // A look of `doctor` has no login to name, and ends by itself.
     running.retain(|(record, _)| !record.auth.as_os_str().is_empty());
-    if running.is_empty() {
+    let orphans = Orphans::find(&scene.home)?.of(scene.repository.as_deref());
+    if running.is_empty() && orphans.is_empty() {
         return Err(scene.none());
     }
     running.iter().for_each(|(record, _)| scene.terminal.say(&format!("ending {} …", record.project)));
@@ -81,7 +84,9 @@ pub(crate) fn stop(config: &Config, all: bool) -> Result<u8> {
         let ends: Vec<_> = running.iter().map(|(record, _)| scope.spawn(|| end(&scene, record))).collect();
         ends.into_iter().map(|end| end.join().unwrap_or(Ok(()))).fold(Ok(()), Result::and)
     })?;
-    Ok(0)
+    orphans.wipe(&scene.terminal)?;
+    let cleaned = orphans.remove(&scene.home, &scene.docker, &scene.terminal);
+    Ok(u8::from(!cleaned))
 }
 
 /// Ends one session and waits until its launcher has taken everything away.
@@ -130,6 +135,7 @@ pub(crate) fn fetch(config: &Config) -> Result<u8> {
 pub(crate) fn status(config: &Config, as_json: bool) -> Result<u8> {
     let scene = Scene::new(config, true)?;
     let running = scene.running()?;
+    let orphans: Vec<Record> = Orphans::find(&scene.home)?.records().cloned().collect();
     let tasks: Vec<Option<Value>> = thread::scope(|scope| {
         let asked: Vec<_> =
             running.iter().map(|(record, _)| scope.spawn(|| subagents(&scene.docker, record))).collect();
@@ -150,21 +156,30 @@ pub(crate) fn status(config: &Config, as_json: bool) -> Result<u8> {
                 })
             })
             .collect();
-        scene.terminal.answer(&json!({ "sessions": sessions }).to_string());
+        let left: Vec<Value> = orphans
+            .iter()
+            .map(|record| {
+                json!({ "project": record.project, "session": record.session, "repository": record.root, "started": record.started })
+            })
+            .collect();
+        scene.terminal.answer(&json!({ "sessions": sessions, "left": left }).to_string());
         return Ok(0);
     }
-    if running.is_empty() {
+    if running.is_empty() && orphans.is_empty() {
         scene.terminal.answer("no session is running");
     }
-    for ((record, run), tasks) in sessions {
+    let head = |record: &Record| {
         let root = record.root.display().to_string();
         let what = if record.has_no_repository() { "no repository" } else { root.as_str() };
-        scene.terminal.answer(&format!(
-            "{}  {}  started {}",
-            record.project,
-            printable(what),
-            denied::ago(record.started, SystemTime::now())
-        ));
+        let when = denied::ago(record.started, SystemTime::now());
+        scene.terminal.answer(&format!("{}  {}  started {when}", record.project, printable(what)));
+    };
+    for record in &orphans {
+        head(record);
+        scene.terminal.answer("  its launcher is gone: pi-docker stop --all, or the next start, cleans up");
+    }
+    for ((record, run), tasks) in sessions {
+        head(record);
         warnings(run).iter().for_each(|line| scene.terminal.answer(&format!("  warning: {}", printable(line))));
         let lines: Vec<&Value> = tasks.iter().flat_map(|tasks| tasks.as_array().into_iter().flatten()).collect();
         for task in lines {
