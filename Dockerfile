@@ -49,6 +49,7 @@ RUN --mount=type=secret,id=extra_ca \
 
 # No program here may raise its rights, whatever the engine's options are; and nothing but tmpfs is writable by the agent.
 RUN find / -xdev -type f -perm /6000 -exec chmod a-s {} +; \
+    chmod o-w /var/tmp /run/lock; \
     mkdir -p /workspace /defaults /home/pi /run/pi-git; \
     install -d -m 0700 /run/pi-docker
 # HOME is a tmpfs; what package managers put on the PATH there is looked up last.

@@ -117,6 +117,18 @@ pub(crate) enum Command {
         #[arg(long, short)]
         follow: bool,
     },
+    /// Show what the last session of the repository you are in did that matters on this machine
+    Report {
+        /// Print JSON
+        #[arg(long)]
+        json: bool,
+    },
+    /// Attack a session's container from inside, on this engine, and say of each wall whether it holds
+    Verify {
+        /// Print JSON
+        #[arg(long)]
+        json: bool,
+    },
     /// Fetch what has been committed so far in the sessions of the repository you are in
     #[command(after_help = help::FETCH)]
     Fetch,

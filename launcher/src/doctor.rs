@@ -235,7 +235,7 @@ fn engine(
     if states.contains(&images::State::Missing) {
         return findings.push(Finding::warning("network", "not looked at: there is no image", "start a session first"));
     }
-    let ground = Ground { config, home, docker: &docker, terminal, user };
+    let ground = Ground { config, home, docker: &docker, terminal, user, names: &[] };
     let trial = trial::run(&ground, |trial| {
         let mut found =
             vec![Finding::good("network", "closed: neither this machine nor an outside name can be reached")];

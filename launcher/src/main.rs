@@ -11,6 +11,7 @@ mod denied;
 mod docker;
 mod doctor;
 mod error;
+mod exit_report;
 mod facts;
 mod files;
 mod foreground;
@@ -38,8 +39,10 @@ mod sessions;
 mod settings;
 mod signals;
 mod terminal;
+mod traffic;
 mod trial;
 mod update;
+mod verify;
 
 use std::process::ExitCode;
 
@@ -84,6 +87,8 @@ fn run(invocation: Invocation) -> Result<u8> {
         Command::Denied { follow, all } => sessions::denied(&config, all, follow),
         Command::Status { json } => sessions::status(&config, json),
         Command::Logs { follow } => sessions::logs(&config, follow),
+        Command::Report { json } => exit_report::show(&config, json),
+        Command::Verify { json } => verify::run(config, &options, json),
         Command::Fetch => sessions::fetch(&config),
         Command::Stop { all } => sessions::stop(&config, all),
         Command::Completions { shell } => {

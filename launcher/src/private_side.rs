@@ -137,9 +137,11 @@ impl PrivateSide<'_> {
 
     /// Fetches at the session's end what was committed in it, says what was found in the working tree, and takes away what was made
     /// there. A failure to fetch is said, and left for the next start: nothing is lost by it.
-    pub(crate) fn finish(&self, session: &str, control: &Path, ready: Option<Ready>) -> Result<()> {
+    /// Returns what was said of the commits.
+    pub(crate) fn finish(&self, session: &str, control: &Path, ready: Option<Ready>) -> Result<Vec<String>> {
         let _lock = self.lock()?;
         let (state, live) = (self.state(), self.live()?);
+        let mut commits = Vec::new();
         let mut linked = Vec::new();
         if let Some(mut ready) = ready {
             let found = ready.watcher.take().map(Watcher::finish).unwrap_or_default();
@@ -153,7 +155,10 @@ impl PrivateSide<'_> {
             git::direct::inspect(self.root, &linked)?.iter().for_each(|line| self.terminal.warn(line, ""));
         } else if control.join("ready").exists() {
             match self.fetch(session, Some(control), &live) {
-                Ok(report) => self.say(&report),
+                Ok(report) => {
+                    self.say(&report);
+                    commits = report.lines();
+                }
                 Err(e) => self.terminal.warn(
                     &format!("cannot fetch the session's commits: {}", printable(&format!("{e:#}"))),
                     "they are safe in the private git directory; the next start tries again",
@@ -163,7 +168,8 @@ impl PrivateSide<'_> {
             // pi never ran.
             git::forget(&self.site(session, &state, true))?;
         }
-        git::release(&self.site(session, &state, self.others(session, &live, &state)))
+        git::release(&self.site(session, &state, self.others(session, &live, &state)))?;
+        Ok(commits)
     }
 
     /// Fetches from a session that goes on. False if it had nothing new.

@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow};
 
+use crate::allowlist;
 use crate::cli::Owner;
 use crate::config::Config;
 use crate::containers;
@@ -40,6 +41,8 @@ pub(crate) struct Ground<'a> {
     pub(crate) docker: &'a Docker,
     pub(crate) terminal: &'a Terminal,
     pub(crate) user: Owner,
+    /// Names that are allowed in it, besides those of a session.
+    pub(crate) names: &'a [&'a str],
 }
 
 /// Starts a trial, lets `look` look around in it, and takes everything away again.
@@ -72,7 +75,7 @@ pub(crate) fn run<T>(ground: &Ground, look: impl FnOnce(&Trial) -> T) -> Result<
 }
 
 fn start(ground: &Ground, run: &RunDir, names: Names) -> Result<Heartbeat> {
-    let Ground { config, home, docker, terminal, user } = *ground;
+    let Ground { config, home, docker, terminal, user, names: more } = *ground;
     let maker = Maker::new(user);
     let (empty, auth) = (run.path.join("empty"), run.path.join("auth.json"));
     maker.dir(&empty)?;
@@ -95,7 +98,11 @@ fn start(ground: &Ground, run: &RunDir, names: Names) -> Result<Heartbeat> {
     let secrets = run.write_in(maker, &Secrets { github: None, auth: serde_json::Map::new() }, "", "")?;
     inputs::write_common(config, home, terminal, &secrets, maker)?;
     let control = run.write_control(maker)?;
-    let allowed = inputs::allowed_names(config, home, &run.path)?;
+    let mut allowed = allowlist::parse_list("the list", &inputs::allowed_names(config, home, &run.path)?)?;
+    for name in more {
+        allowed.push(allowlist::Entry::Allow(allowlist::Domain::parse(name)?));
+    }
+    let allowed = allowlist::render(&allowlist::merge(allowed));
     run.write_squid(maker, &allowed, &inputs::squid_local(home)?)?;
     run.write_overlay(maker, &overlay::render(&plan))?;
     let heartbeat = Heartbeat::start(&control, secrets, Some(canary))?;
@@ -123,6 +130,19 @@ pub(crate) struct Answer {
 }
 
 impl Trial<'_> {
+    /// Its containers and networks.
+    pub(crate) fn record(&self) -> &Record {
+        &self.record
+    }
+
+    /// Runs a script as the agent; whether it succeeded, and what it printed.
+    pub(crate) fn sh(&self, script: &str) -> Result<(bool, String)> {
+        let user = format!("{}:{}", self.record.user.0, self.record.user.1);
+        let words = ["exec", "-i", "--user", &user, "--env", "HOME=/home/pi", &self.record.container, "bash", "-s"];
+        let output = self.docker.feed(&words, script.as_bytes())?;
+        Ok((output.status.success(), String::from_utf8_lossy(&output.stdout).into_owned()))
+    }
+
     /// Asks `url` by curl in the container, through the proxy. `header` may hold a secret: it goes in by stdin. `body` makes it a POST.
     pub(crate) fn fetch(&self, url: &str, header: Option<&str>, body: Option<&str>) -> Result<Answer> {
         let mut curl = format!(
