@@ -103,6 +103,18 @@ impl Launch {
         self
     }
 
+    /// As a shell runs it with its output piped into another program: `pi-docker … | cat`.
+    pub fn piped(mut self) -> Self {
+        let mut shell = Command::new("sh");
+        shell.args(["-c", "\"$0\" \"$@\" | cat"]).arg(self.command.get_program()).args(self.command.get_args());
+        shell.env_clear().envs(self.command.get_envs().filter_map(|(name, value)| Some((name, value?))));
+        if let Some(dir) = self.command.get_current_dir() {
+            shell.current_dir(dir);
+        }
+        self.command = shell;
+        self
+    }
+
     /// Runs it to its end, without a terminal.
     pub fn run(self) -> Result<Ran> {
         self.start()?.finish()
@@ -143,6 +155,11 @@ impl Running {
         kill(Pid::from_raw(i32::try_from(self.child.id())?), signal).context("cannot signal the launcher")
     }
 
+    /// Its process.
+    pub fn id(&self) -> u32 {
+        self.child.id()
+    }
+
     /// Waits until the model has been asked for `step` of rule `rule`; what the launcher said is in the error if that does not
     /// happen.
     pub fn until_asked(&mut self, internet: &Internet, rule: &str, step: u64) -> Result<Request> {
@@ -157,6 +174,15 @@ impl Running {
             let _ = self.child.wait();
             anyhow!("{error}\n--- stdout\n{}\n--- stderr\n{}", text(self.stdout.take()), text(self.stderr.take()))
         })
+    }
+
+    /// How long it has had a processor so far, in seconds, without the programs that it started; `None` when it has ended.
+    #[cfg(target_os = "linux")]
+    pub fn cpu_time(&self) -> Option<f64> {
+        let stat = std::fs::read_to_string(format!("/proc/{}/stat", self.child.id())).ok()?;
+        let fields: Vec<&str> = stat.rsplit_once(')')?.1.split_whitespace().collect();
+        // Clock ticks, of which Linux always shows a hundred a second.
+        Some((fields.get(11)?.parse::<f64>().ok()? + fields.get(12)?.parse::<f64>().ok()?) / 100.0)
     }
 
     pub fn has_ended(&mut self) -> Result<bool> {

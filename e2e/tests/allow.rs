@@ -70,6 +70,13 @@ fn a_refusal_is_shown_as_it_happens_and_its_command_is_in_force_when_it_returns(
     assert!(ran.stderr.contains(&format!("in force in {}", held.session.project)), "{}", ran.stderr);
     assert_eq!(held.status("new.example")?, 418);
     assert_eq!(held.status("other.example")?, 0);
+    // Whoever follows goes on following when a removal has restarted the proxy.
+    held.run(&["allow", "--remove", "new.example"])?.expect(0)?;
+    let again = || -> Result<Option<()>> {
+        assert_eq!(held.status("new.example")?, 0);
+        Ok((follow.screen().matches("pi-docker allow new.example").count() > 1).then_some(()))
+    };
+    wait_until("the next refusal is shown", SOON, again)?;
     drop(follow);
 
     // By host, also when the session is over.

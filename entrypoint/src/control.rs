@@ -1,6 +1,6 @@
 //! What the launcher and PID 1 tell each other: files in a directory that only root can reach in the container.
 //!
-//! ready (pi is about to be executed), log (one line each), result.json (the last thing written), heartbeat (read). They are
+//! ready (pi has been executed), log (one line each), result.json (the last thing written), heartbeat (read). They are
 //! written as the user, whose directory it is on the host. None of this may fail a session: what cannot be written is left out.
 
 use std::cell::Cell;
@@ -8,7 +8,9 @@ use std::io::{IsTerminal, Write};
 use std::os::unix::net::UnixDatagram;
 use std::time::{Duration, Instant};
 
-use crate::sys::{files::Place, net};
+use crate::config::{Config, Mode};
+use crate::sys::files::{self, Place};
+use crate::sys::net;
 
 pub(crate) struct Control {
     directory: Option<Place>,
@@ -48,9 +50,8 @@ impl Control {
     pub(crate) fn say(&self, line: &str) {
         let line = printable(line);
         self.log(&line);
-        // A reader that has stopped must not hold up the end of the session.
-        let mut stderr = std::io::stderr();
-        if net::is_writable(&stderr) {
+        // A reader that has stopped must not hold up the end of the session: it gets a moment, and what it has room for.
+        if let Some(mut stderr) = files::impatient_stderr().filter(net::is_writable) {
             // A full-screen program may have taken the terminal's own line ends away.
             let end = if stderr.is_terminal() { "\r\n" } else { "\n" };
             let _ = stderr.write_all(format!("pi-entrypoint: {line}{end}").as_bytes());
@@ -115,8 +116,10 @@ pub(crate) struct Heartbeat {
 }
 
 impl Heartbeat {
-    pub(crate) fn new(limit: Duration, control: &Control) -> Self {
-        Self { limit, last: control.beat(), looked: Instant::now(), silent: Duration::ZERO }
+    /// `None`: the launcher may be silent.
+    pub(crate) fn new(config: &Config, control: &Control) -> Option<Self> {
+        let limit = config.heartbeat.filter(|_| config.mode != Mode::Export)?;
+        Some(Self { limit, last: control.beat(), looked: Instant::now(), silent: Duration::ZERO })
     }
 
     /// How often to look.
@@ -129,12 +132,13 @@ impl Heartbeat {
         let now = Instant::now();
         let since = now.duration_since(self.looked).min(self.interval() * 2);
         self.looked = now;
-        let beat = control.beat();
-        if beat == self.last {
-            self.silent += since;
-        } else {
-            self.last = beat;
-            self.silent = Duration::ZERO;
+        // One that cannot be read is no sign of life.
+        match control.beat().filter(|beat| self.last.as_ref() != Some(beat)) {
+            None => self.silent += since,
+            beat => {
+                self.last = beat;
+                self.silent = Duration::ZERO;
+            }
         }
         self.silent >= self.limit
     }

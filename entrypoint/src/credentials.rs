@@ -107,6 +107,12 @@ pub(crate) fn install(
     certificates(&ours, input)
 }
 
+/// Removes the tokens from the agent's home, as far as they are where they were put; as the user, so it can reach nothing else.
+pub(crate) fn remove(home: &Place) {
+    let _ = home.unlink(".git-credentials");
+    let _ = home.dir(".config").and_then(|config| config.dir("gh")).and_then(|gh| gh.unlink("hosts.yml"));
+}
+
 impl GitHub {
     fn store(&self) -> String {
         format!("https://x-access-token:{}@{}\n", percent_encoded(&self.token), self.host)

@@ -28,9 +28,9 @@ use crate::credentials::Secrets;
 use crate::failure::{Failure, Kind};
 use crate::places::Places;
 use crate::supervisor::{Cause, End, Status, Supervisor};
-use crate::sys::files::Place;
+use crate::sys::files::{self, Place};
 use crate::sys::process::{NotStarted, Program, Step};
-use crate::sys::signals::{HUP, INT, KILL, QUIT, Signals, TERM};
+use crate::sys::signals::{HUP, INT, KILL, QUIT, Signals, TERM, XFSZ};
 
 /// How the session has ended, for the exit code and for result.json.
 struct Ending {
@@ -90,14 +90,18 @@ fn session(
     if !supervisor.sweep() {
         control.say("cannot end every process that pi has left behind");
     }
-    if config.export && config.mode == Mode::Session {
+    let auth = finish_login(config, login, prepared.agent.as_ref(), control);
+    if let (true, Mode::Session, Some(home)) = (config.export, config.mode, &places.home) {
+        // git does there what the agent has told it to: it finds no credential any more.
+        credentials::remove(home);
         export(config, &prepared, control, &mut supervisor, ending.asked);
+        prepared.agent.as_ref().inspect(|agent| auth::wipe_copy(agent));
     }
     control.empty_mailbox();
     if supervisor.was_powerless() {
         control.say("cannot signal pi: CAP_KILL is missing");
     }
-    (ending, finish_login(config, login, prepared.agent.as_ref(), control))
+    (ending, auth)
 }
 
 fn prepare(config: &Config, places: &Places, control: &Control, login: &mut Login) -> failure::Result<Prepared> {
@@ -128,14 +132,13 @@ fn run(
         directory: &config.workdir,
         uid: config.uid,
         gid: config.gid,
-        stdout: None,
+        output: None,
     };
     supervisor.start(&program).map_err(|error| not_started(config, &error))?;
     control.ready();
     control.open_mailbox();
     let control = &*control;
-    let mut heartbeat =
-        config.heartbeat.filter(|_| config.mode != Mode::Export).map(|limit| Heartbeat::new(limit, control));
+    let mut heartbeat = Heartbeat::new(config, control);
     let mut interval = heartbeat.as_ref().map(Heartbeat::interval);
     if config.mode == Mode::Auth {
         interval = Some(Duration::from_millis(500));
@@ -168,20 +171,29 @@ fn export(config: &Config, prepared: &Prepared, control: &Control, supervisor: &
     const BUNDLE: &str = "export.bundle";
     let argv = [c"/usr/local/bin/pi-subagent".into(), c"export".into()];
     let limit = Duration::from_secs(if hurry { 2 } else { 60 });
+    let mut heartbeat = Heartbeat::new(config, control);
+    let interval = heartbeat.as_ref().map(Heartbeat::interval);
     let result = control.output(BUNDLE).map_err(|error| failure::cause(&error)).and_then(|bundle| {
+        // On the host's disk, which is not the agent's to fill.
+        let room = files::free_bytes(&bundle).map_err(|error| failure::cause(&error))? / 2;
         let program = Program {
             argv: &argv,
             environment: &prepared.environment,
             directory: c"/workspace",
             uid: config.uid,
             gid: config.gid,
-            stdout: Some(&bundle),
+            output: Some((&bundle, room)),
         };
-        supervisor.run_after(&program, limit).map_err(|error| failure::cause(&error.cause))
+        let tick = || {
+            control.empty_mailbox();
+            heartbeat.as_mut().is_some_and(|heartbeat| heartbeat.is_stale(control)).then_some(Cause::Heartbeat)
+        };
+        supervisor.run_after(&program, limit, interval, tick).map_err(|error| failure::cause(&error.cause))
     });
     let cause = match result {
         Ok(Status::Exited(0)) => return,
         Ok(Status::Exited(code)) => format!("exit status {code}"),
+        Ok(Status::Killed(XFSZ)) => "they take more than half of the disk space that is left".into(),
         Ok(Status::Killed(signal)) => format!("killed by signal {signal}"),
         Err(cause) => cause,
     };

@@ -50,6 +50,8 @@ pub(crate) struct Supervisor<'a> {
     main: i32,
     cause: Option<Cause>,
     killed_by_us: bool,
+    /// Whether pi has ended and what follows it runs: that gets no time to end by itself.
+    after: bool,
     unreachable: bool,
 }
 
@@ -77,6 +79,7 @@ impl<'a> Supervisor<'a> {
             main: 0,
             cause: None,
             killed_by_us: false,
+            after: false,
             unreachable: false,
         }
     }
@@ -102,8 +105,10 @@ impl<'a> Supervisor<'a> {
             let now = Instant::now();
             if next_tick.is_some_and(|at| now >= at) {
                 next_tick = interval.map(|interval| now + interval);
-                if let (Some(cause), None) = (tick(), self.cause) {
-                    self.ask_to_end(cause);
+                match (tick(), self.cause) {
+                    (Some(cause), None) => self.ask_to_end(cause),
+                    (Some(_), Some(_)) if self.after => self.kill_main(),
+                    _ => {}
                 }
             }
             if self.deadline.as_ref().is_some_and(|deadline| now >= deadline.main) && !self.killed_by_us {
@@ -124,15 +129,23 @@ impl<'a> Supervisor<'a> {
         }
     }
 
-    /// Runs one more program when everything has ended, for `limit` at most, and ends everything again. A request to end kills it.
-    pub(crate) fn run_after(&mut self, program: &Program, limit: Duration) -> Result<Status, process::NotStarted> {
-        let end = Instant::now() + limit;
+    /// Runs one more program when everything has ended, for `limit` at most, and ends everything again. Whatever asks for the end
+    /// kills it.
+    pub(crate) fn run_after(
+        &mut self,
+        program: &Program,
+        limit: Duration,
+        interval: Option<Duration>,
+        tick: impl FnMut() -> Option<Cause>,
+    ) -> Result<Status, process::NotStarted> {
+        let now = Instant::now();
         self.terminal = None;
+        self.after = true;
         self.cause = Some(Cause::Timeout);
         self.killed_by_us = false;
-        self.deadline = Some(Deadline { main: end, rest: end });
+        self.deadline = Some(Deadline { main: now + limit, rest: now });
         self.start(program)?;
-        let end = self.stay(None, || None);
+        let end = self.stay(interval, tick);
         self.sweep();
         Ok(end.status)
     }

@@ -174,6 +174,37 @@ fn a_corporate_certificate_joins_the_systems() {
     assert_eq!(Case::session().run_script("echo $SSL_CERT_FILE").stdout, "\n");
 }
 
+#[test]
+fn a_kill_for_lack_of_memory_is_named() {
+    let limited = |name: &str| {
+        let group = format!("pi-entrypoint-{}-{name}", std::process::id());
+        let before = format!(
+            "if [ -e /sys/fs/cgroup/cgroup.controllers ]; then C=/sys/fs/cgroup LIMIT=memory.max; \
+             else C=/sys/fs/cgroup/memory LIMIT=memory.limit_in_bytes; fi; \
+             mkdir $C/{group}; echo 64M >$C/{group}/$LIMIT; echo $$ >$C/{group}/cgroup.procs; mount --bind $C/{group} $C"
+        );
+        (Case::session().before(&before), group)
+    };
+    let remove = |group: &str| {
+        let below = |parent: &str| std::fs::remove_dir(format!("/sys/fs/cgroup/{parent}{group}")).ok();
+        common::eventually("the control group is empty", || below("").or_else(|| below("memory/")));
+    };
+    let (case, group) = limited("hungry");
+    let ended = case.run(&["tail", "/dev/zero"]);
+    remove(&group);
+    assert_eq!(ended.ending(), (137, "out of memory".into(), "wiped".into()), "{}", ended.stderr);
+    assert!(
+        ended.stderr.contains("out of memory: the kernel killed 1 of the session's processes\n"),
+        "{}",
+        ended.stderr
+    );
+    assert!(ended.stderr.contains("hint: give the container more with PI_DOCKER_MEMORY"), "{}", ended.stderr);
+    let (case, group) = limited("killed");
+    let ended = case.run_script("kill -9 $$");
+    remove(&group);
+    assert_eq!((ended.ending().1.as_str(), ended.stderr.as_str()), ("signal", ""));
+}
+
 fn refused(ended: &Finished, code: i32, line: &str) {
     assert_eq!(ended.code, code, "{}", ended.stderr);
     assert!(ended.stderr.contains(line), "{}", ended.stderr);

@@ -287,6 +287,17 @@ fn the_terminal_is_usable_after_a_kill(subject: &Subject) {
     assert!(!terminal.screen().contains('\x1b'), "{:?}", terminal.screen());
 }
 
+fn a_terminal_that_nobody_reads_does_not_hold_up_the_end(subject: &Subject) {
+    let terminal = Terminal::unread();
+    // Full, and told to wait.
+    let script = "stty raw; yes >/dev/tty & echo ready >>$OUT/log; sleep 0.3; kill -9 $$";
+    assert_eq!(Case::plain(subject).terminal(&terminal).run_script(script).code, 137);
+    let script = "stty ixon; kill -9 $$";
+    let mut terminal = Terminal::unread();
+    terminal.types("\x13");
+    assert_eq!(Case::plain(subject).terminal(&terminal).run_script(script).code, 137);
+}
+
 fn a_hang_up_of_the_terminal_ends_the_program(subject: &Subject) {
     let terminal = Terminal::new();
     let running = Case::plain(subject).terminal(&terminal).start_script(
@@ -338,6 +349,7 @@ claims! {
     the_terminals_keys_and_its_size_arrive_once: 1 1 1,
     a_program_that_stops_itself_goes_on: 0 0 0,
     the_terminal_is_usable_after_a_kill: 0 0 0,
+    a_terminal_that_nobody_reads_does_not_hold_up_the_end: 1 1 1,
     a_hang_up_of_the_terminal_ends_the_program: 1 1 1,
 }
 

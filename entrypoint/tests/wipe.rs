@@ -201,6 +201,22 @@ fn a_silent_launcher_ends_the_session_and_a_beating_one_does_not() {
 }
 
 #[test]
+fn a_heartbeat_that_cannot_be_read_is_no_sign_of_life() {
+    let case = Case::session().env("PI_DOCKER_HEARTBEAT", "1").with("control/heartbeat", "1");
+    let mut running = case.start(&["sleep", "1000"]);
+    let (there, away) = (running.path("control/heartbeat"), running.path("control/away"));
+    // It comes and goes, and says nothing new.
+    eventually("the end", || {
+        let _ = fs::rename(&there, &away);
+        std::thread::sleep(std::time::Duration::from_millis(100));
+        let _ = fs::rename(&away, &there);
+        std::thread::sleep(std::time::Duration::from_millis(100));
+        running.has_ended().then_some(())
+    });
+    assert_eq!(running.finish().ending(), (143, "heartbeat".into(), "wiped".into()));
+}
+
+#[test]
 fn the_agents_side_may_say_a_line_for_the_log() {
     let script = r#"python3 - <<'END'
 import socket
@@ -255,19 +271,61 @@ fn auth_mode_without_a_login_ends_by_itself() {
     assert_eq!(ended.read("auth.json"), LOGIN);
 }
 
+/// With a program of this text in pi-subagent's place.
+fn exporting(exporter: &str) -> Case {
+    let case = Case::session().env("PI_DOCKER_EXPORT", "1");
+    case.write("bin/pi-subagent", &format!("#!/bin/bash\n{exporter}"), 0o755);
+    case.before("chmod 755 $D/bin; mount --bind $D/bin /usr/local/bin")
+}
+
+/// Nothing has been handed out, and why is said; nothing else is different.
+fn nothing_handed_out(ended: &Finished, why: &str) {
+    assert_eq!(ended.ending(), (0, "exited".into(), "wiped".into()));
+    assert!(!ended.dir.path().join("control/export.bundle").exists());
+    let line = format!("cannot hand out the commits of this session: {why}\n");
+    assert!(ended.stderr.contains(&line), "{}", ended.stderr);
+}
+
 #[test]
 fn commits_are_handed_out_when_every_process_has_ended() {
-    let exporter = "#!/bin/bash\npgrep -x sleep && exit 9; id -u && echo \"$@ $HOME $PWD\"; test ! -e /workspace/fail";
-    let case = |script: &'static str| {
-        let case = Case::session().env("PI_DOCKER_EXPORT", "1");
-        case.write("bin/pi-subagent", exporter, 0o755);
-        case.before("chmod 755 $D/bin; mount --bind $D/bin /usr/local/bin").run_script(script)
-    };
-    let ended = case("setsid sleep 1000 & exit 5");
+    let exporter = "pgrep -x sleep && exit 9; id -u && echo \"$@ $HOME $PWD\"; test ! -e /workspace/fail";
+    let ended = exporting(exporter).run_script("setsid sleep 1000 & exit 5");
     assert_eq!(ended.ending(), (5, "exited".into(), "wiped".into()));
     assert_eq!(ended.read("control/export.bundle"), "51234\nexport /home/pi /workspace\n");
-    let failed = case("touch /workspace/fail");
-    assert_eq!(failed.ending(), (0, "exited".into(), "wiped".into()));
-    assert!(!failed.dir.path().join("control/export.bundle").exists());
-    assert!(failed.stderr.contains("cannot hand out the commits of this session: exit status 1"), "{}", failed.stderr);
+    nothing_handed_out(&exporting(exporter).run_script("touch /workspace/fail"), "exit status 1");
+}
+
+#[test]
+fn no_credential_is_left_when_the_commits_are_handed_out() {
+    let exporter = "cd; cat .pi/agent/auth.json; grep -rl -e ghp_ -e sk- . /workspace; echo >/workspace/exporting; \
+                    until [ -e /workspace/go ]; do sleep 0.01; done";
+    let running = exporting(exporter).start_script("grep -rl -e ghp_ -e sk- ~ >/workspace/before");
+    eventually("the export", || running.path("workspace/exporting").exists().then_some(()));
+    assert_eq!(running.read("auth.json"), "{}");
+    fs::write(running.path("workspace/go"), "").unwrap();
+    let ended = running.finish();
+    assert_eq!(ended.read("workspace/before").lines().count(), 3);
+    assert_eq!(ended.read("control/export.bundle"), "{}");
+}
+
+#[test]
+fn an_export_ends_with_the_launcher() {
+    let case = exporting("echo >/workspace/exporting; trap '' TERM; sleep 1000");
+    let running = case.env("PI_DOCKER_HEARTBEAT", "1").start(&["true"]);
+    eventually("the export", || running.path("workspace/exporting").exists().then_some(()));
+    nothing_handed_out(&running.finish(), "killed by signal 9");
+}
+
+#[test]
+fn an_export_takes_half_of_the_free_disk_space_at_most() {
+    // A hole takes no space, and counts.
+    let exporter = |part: u32| {
+        let free = "$(df --output=avail --block-size=1 /workspace | tail -n 1)";
+        format!("exec truncate -s $(({free} / 100 * {part})) /dev/stdout")
+    };
+    let ended = exporting(&exporter(40)).run(&["true"]);
+    assert_eq!(ended.stderr, "");
+    assert!(fs::metadata(ended.dir.path().join("control/export.bundle")).unwrap().len() > 1 << 20);
+    let ended = exporting(&exporter(60)).run(&["true"]);
+    nothing_handed_out(&ended, "they take more than half of the disk space that is left");
 }

@@ -4,7 +4,7 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result, anyhow, bail};
+use anyhow::{Context, Result, anyhow};
 
 use crate::allowlist::{self, Domain, Entry};
 use crate::cli::AllowArgs;
@@ -40,10 +40,40 @@ pub(crate) fn run(config: Config, args: &AllowArgs) -> Result<u8> {
     };
     let here = place.as_ref().map(|place| home.state(&place.id()).join("allow.txt")).filter(|_| !args.here);
     let changed = edit(&home, &file, args, &domains, here.as_deref(), &terminal)?;
+    warn_of_what_stays(&config, &home, args, &domains, place.as_ref(), &terminal)?;
     if changed {
         put_into_force(&config, &home, args, place.as_ref(), &terminal)?;
     }
     Ok(0)
+}
+
+/// Says where a change of the list does not decide what can be reached.
+fn warn_of_what_stays(
+    config: &Config,
+    home: &Home,
+    args: &AllowArgs,
+    domains: &[Domain],
+    place: Option<&Place>,
+    terminal: &Terminal,
+) -> Result<()> {
+    if args.remove {
+        let names = in_force(config, home, place)?;
+        let names = allowlist::merge(allowlist::parse_list("the list", &names)?);
+        for domain in domains {
+            if let Some(wider) = names.iter().find(|name| name.covers(domain)) {
+                let hint = "names under `allow` in config.toml, or in PI_DOCKER_ALLOW, are removed there; those of one repository by --here";
+                let (name, wider) = (domain.as_str(), wider.as_str());
+                terminal.warn(&format!("'{name}' can still be reached: '{wider}' is on another list"), hint);
+            }
+        }
+    }
+    for domain in domains.iter().filter(|domain| !args.remove && domain.is_of_private_networks()) {
+        terminal.warn(
+            &format!("'{}' is a name of private networks: a private address stays refused", domain.as_str()),
+            "pi-docker models connects a server of local models",
+        );
+    }
+    Ok(())
 }
 
 /// Why a name cannot be taken off the list; `here` is the repository's own list, unless that is the one that was asked for.
@@ -89,44 +119,57 @@ fn edit(
     }
     let others = allowlist::merge(others);
     let mut lines: Vec<String> = text.lines().map(str::to_owned).collect();
+    let mut said = Vec::new();
     for domain in domains {
         let own = |line: &str| allowlist::parse_line(line).ok().flatten();
         let listed = lines.iter().any(|line| own(line) == Some(Entry::Allow(domain.clone())));
         if args.remove {
             let known = others.contains(domain);
+            let allowed = lines.iter().filter_map(|line| match own(line) {
+                Some(Entry::Allow(allowed)) => Some(allowed),
+                _ => None,
+            });
+            let mut wider = allowed.chain(others.iter().cloned()).filter(|other| !domains.contains(other));
+            if let Some(wider) = wider.find(|other| other.covers(domain)) {
+                let (name, wider) = (domain.as_str(), wider.as_str());
+                return Err(hinted(
+                    format!("cannot remove '{name}': it is part of '{wider}'"),
+                    format!("pi-docker allow --remove {wider}, then allow what you need of it"),
+                ));
+            }
             if !listed && !known {
-                if let Some(wider) = others.iter().find(|other| other.covers(domain)) {
-                    bail!("cannot remove '{}': it is part of '{}'", domain.as_str(), wider.as_str());
-                }
                 return Err(not_listed(domain, here));
             }
             lines.retain(|line| own(line) != Some(Entry::Allow(domain.clone())));
             if known && !lines.iter().any(|line| own(line) == Some(Entry::Remove(domain.clone()))) {
                 lines.push(format!("!{}", domain.as_str()));
             }
-            terminal.say(&format!("removed {}", domain.as_str()));
+            said.push(format!("removed {}", domain.as_str()));
         } else {
             let removed = Entry::Remove(domain.clone());
             let before = lines.len();
             lines.retain(|line| own(line).as_ref() != Some(&removed));
             if listed || (before == lines.len() && others.iter().any(|other| other.covers(domain))) {
-                terminal.say(&format!("{} is allowed already", domain.as_str()));
+                said.push(format!("{} is allowed already", domain.as_str()));
                 continue;
             }
             if !others.contains(domain) {
                 lines.push(domain.as_str().to_owned());
             }
-            terminal.say(&format!("allowed {}", domain.as_str()));
+            said.push(format!("allowed {}", domain.as_str()));
         }
     }
     let new: String = lines.iter().map(|line| format!("{line}\n")).collect();
-    if new == text {
-        return Ok(false);
+    let changed = new != text;
+    if changed {
+        allowlist::parse_list(&name, &new)?;
+        let draft = file.with_extension("new");
+        let written = fs::write(&draft, new).and_then(|()| fs::rename(&draft, file));
+        written.with_context(|| format!("cannot write '{name}'"))?;
     }
-    allowlist::parse_list(&name, &new)?;
-    let draft = file.with_extension("new");
-    fs::write(&draft, new).and_then(|()| fs::rename(&draft, file)).with_context(|| format!("cannot write '{name}'"))?;
-    Ok(true)
+    // Not before it is so.
+    said.iter().for_each(|line| terminal.say(line));
+    Ok(changed)
 }
 
 /// Gives the new list to the proxies of the sessions that it concerns.
@@ -177,12 +220,16 @@ fn reload(config: &Config, home: &Home, record: &Record, run: &Path, cut: bool) 
 }
 
 fn show(config: &Config, home: &Home, place: Option<&Place>, terminal: &Terminal) -> Result<u8> {
+    terminal.answer(in_force(config, home, place)?.trim_end());
+    Ok(0)
+}
+
+/// The whole list for a session that would start here.
+fn in_force(config: &Config, home: &Home, place: Option<&Place>) -> Result<String> {
     let config = config.clone().with_file(
         home,
         place.map(|place| (place.root.as_path(), place.id())).as_ref().map(|(r, i)| (*r, i.as_str())),
     )?;
     let state = place.map_or_else(|| home.join("state/none"), |place| home.state(&place.id()));
-    let names = inputs::allowed_names(&config, home, &state)?;
-    terminal.answer(names.trim_end());
-    Ok(0)
+    inputs::allowed_names(&config, home, &state)
 }

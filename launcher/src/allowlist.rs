@@ -51,6 +51,11 @@ impl Domain {
         &self.0
     }
 
+    /// Whether only private networks have names like this: the addresses that they lead to are refused whatever is allowed.
+    pub(crate) fn is_of_private_networks(&self) -> bool {
+        [".internal", ".local", ".localhost", ".lan", ".home.arpa"].iter().any(|end| self.0.ends_with(end))
+    }
+
     /// Whether `self` lets everything through that `other` does.
     pub(crate) fn covers(&self, other: &Domain) -> bool {
         if self == other {

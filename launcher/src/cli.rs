@@ -196,10 +196,11 @@ pub(crate) struct AllowArgs {
 }
 
 /// The completions of the whole command line.
-pub(crate) fn completions(shell: clap_complete::Shell) -> Vec<u8> {
+pub(crate) fn completions(shell: clap_complete::Shell) -> String {
     let mut script = Vec::new();
     clap_complete::generate(shell, &mut Cli::command(), "pi-docker", &mut script);
-    script
+    // For bash it writes the dash in our name in two ways, so that nothing below a command would be completed.
+    String::from_utf8_lossy(&script).replace("pi__subcmd__docker", "pi__docker")
 }
 
 /// A user and a group by number.

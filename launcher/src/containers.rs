@@ -90,13 +90,22 @@ pub(crate) fn run(
 
 /// Takes away everything that was made on this machine. All steps are tried; the first failure is returned.
 pub(crate) fn clean_up(docker: &Docker, home: &Home, run: RunDir) -> Result<()> {
-    let wiped = recover::wipe(&run.record).map(drop);
+    let taken = take_down(docker, home, &run);
+    forget(run, taken)
+}
+
+/// The first half of the clean-up: everything but the session's own folder.
+pub(crate) fn take_down(docker: &Docker, home: &Home, run: &RunDir) -> Result<()> {
+    let wiped = recover::wipe(&run.record, &run.path).map(drop);
     if !run.record.has_no_repository() {
         recover::keep_logs(docker, home, &run.record, &run.path);
     }
-    let removed = docker.remove_project(&run.record.project);
-    // As long as something is left, the folder stays: the next start reads in it what to do.
-    match wiped.and(removed) {
+    wiped.and(docker.remove_project(&run.record.project))
+}
+
+/// The second half. As long as something is left, the folder stays: the next start reads in it what to do.
+pub(crate) fn forget(run: RunDir, taken: Result<()>) -> Result<()> {
+    match taken {
         Ok(()) => run.remove(),
         Err(e) => {
             let _ = fs::remove_dir_all(run.path.join("in"));

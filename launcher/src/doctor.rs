@@ -18,6 +18,7 @@ use crate::github::{self, Slug};
 use crate::home::Home;
 use crate::images;
 use crate::inputs;
+use crate::models;
 use crate::recover::Orphans;
 use crate::repo::{GitFacts, Place};
 use crate::secret::Secret;
@@ -100,6 +101,7 @@ pub(crate) fn run(config: Config, options: &Options, as_json: bool) -> Result<u8
     };
     let (login, token) = credentials(&config, &home, &mut findings);
     findings.extend(login);
+    findings.extend(ollama(&home));
     findings.push(disk(home.dir()));
     if let Ok(orphans) = Orphans::find(&home)
         && !orphans.is_empty()
@@ -152,6 +154,15 @@ fn credentials(config: &Config, home: &Home, findings: &mut Vec<Finding>) -> (Op
         }
     };
     (Some(login), token)
+}
+
+/// The server for local models, if one is connected.
+fn ollama(home: &Home) -> Option<Finding> {
+    let server = models::connected(home).ok()?;
+    Some(match server.version() {
+        Ok(version) => Finding::good("ollama", format!("{version} at {server}")),
+        Err(e) => Finding::warning("ollama", format!("{e:#}"), "start it, or pi-docker models ollama disable"),
+    })
 }
 
 fn disk(dir: &Path) -> Finding {

@@ -17,7 +17,6 @@ use crate::allowlist::{self, Domain};
 use crate::config::Config;
 use crate::credentials::read_bounded;
 use crate::denied::{self, Denial};
-use crate::docker::Docker;
 use crate::error::hinted;
 use crate::home::Home;
 use crate::inputs;
@@ -106,9 +105,8 @@ struct Refused {
 }
 
 impl Report {
-    /// Of a session whose container has ended and whose proxy has not been removed.
-    pub(crate) fn collect(docker: &Docker, record: &Record, run: &Path) -> Report {
-        let log = docker.logs(&record.proxy());
+    /// Of a session whose container has ended, with `log` from its proxy.
+    pub(crate) fn collect(log: &str, record: &Record, run: &Path) -> Report {
         let allowed = inputs::read_list(&run.join("squid/allow.txt")).map(allowlist::merge).unwrap_or_default();
         // Written just before the container was started, by the clock of the same kernel.
         let since = fs::symlink_metadata(run.join("compose.json"))
@@ -122,8 +120,8 @@ impl Report {
             linked_outside: tree.linked_outside(),
             host_files: tree.host_files,
             complete: tree.complete,
-            hosts: traffic::hosts(&log),
-            refused: refused(&log, &allowed, record),
+            hosts: traffic::hosts(log),
+            refused: refused(log, &allowed, record),
             commits: Vec::new(),
         }
     }

@@ -59,6 +59,7 @@ pub(crate) fn start(config: Config, options: &Options, provider: Option<&str>) -
         compose_files: &config.compose_files(),
         compose_override: home.compose_override(),
         interactive: true,
+        input: true,
         selinux: selinux(),
         canary: &[],
         git: &[],

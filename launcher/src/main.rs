@@ -92,7 +92,7 @@ fn run(invocation: Invocation) -> Result<u8> {
         Command::Fetch => sessions::fetch(&config),
         Command::Stop { all } => sessions::stop(&config, all),
         Command::Completions { shell } => {
-            Terminal::new(true, true).answer(String::from_utf8_lossy(&cli::completions(shell)).trim_end());
+            Terminal::new(true, true).answer(cli::completions(shell).trim_end());
             Ok(0)
         }
     }

@@ -67,6 +67,8 @@ pub(crate) struct Choices<'a> {
     pub(crate) compose_files: &'a [PathBuf],
     pub(crate) compose_override: Option<PathBuf>,
     pub(crate) interactive: bool,
+    /// Whether anything can come from stdin.
+    pub(crate) input: bool,
     /// Whether the host labels its files, so that a container may not open them unless told otherwise.
     pub(crate) selinux: bool,
     /// What must not answer from inside.
@@ -254,6 +256,10 @@ fn run_command(names: &Names, places: &Places, choices: &Choices) -> Vec<OsStrin
     if !choices.interactive {
         words.push("-T".into());
     }
+    // The end of an input that ends at once can be lost on its way into the container, and pi would wait for it for ever.
+    if !choices.input {
+        words.push("--interactive=false".into());
+    }
     words.extend(["--name", &names.container, "pi"].map(OsString::from));
     words.extend(choices.pi_args.iter().map(OsString::from));
     words
@@ -291,6 +297,7 @@ pub(crate) mod tests {
             compose_files: &["/x/over.yml".into()],
             compose_override: None,
             interactive: false,
+            input: true,
             selinux: false,
             canary: &["10.0.0.2:4711".parse().unwrap()],
             git: &[],
@@ -318,6 +325,7 @@ pub(crate) mod tests {
             compose_files: &[],
             compose_override: None,
             interactive: true,
+            input: true,
             selinux: false,
             canary: &[],
             git: &[],

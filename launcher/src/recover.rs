@@ -30,10 +30,20 @@ impl Orphans {
         self.0.is_empty()
     }
 
+    /// Those of one repository; of all without one.
+    pub(crate) fn of(mut self, repository: Option<&str>) -> Orphans {
+        self.0.retain(|found| repository.is_none_or(|id| id == found.record.repository_id));
+        self
+    }
+
+    pub(crate) fn records(&self) -> impl Iterator<Item = &Record> {
+        self.0.iter().map(|found| &found.record)
+    }
+
     /// Empties auth.json where one of them has left its login behind. Needs no engine.
     pub(crate) fn wipe(&self, terminal: &Terminal) -> Result<()> {
         for found in &self.0 {
-            if wipe(&found.record)? {
+            if wipe(&found.record, &found.path)? {
                 let path = found.record.auth.display().to_string();
                 terminal.say(&format!(
                     "session {} did not end by itself: emptied '{}'",
@@ -45,13 +55,15 @@ impl Orphans {
         Ok(())
     }
 
-    /// Ends what still runs of them and removes what they left. What fails is said and left for the next start.
-    pub(crate) fn remove(self, home: &Home, docker: &Docker, terminal: &Terminal) {
+    /// Ends what still runs of them and removes what they left. What fails is said and left for the next start. True if nothing did.
+    pub(crate) fn remove(self, home: &Home, docker: &Docker, terminal: &Terminal) -> bool {
+        let mut all = true;
         for found in self.0 {
             // It may be running still, and pi may have something to save. None of this name is what is hoped for.
             let _ = docker.stop(&found.record.container);
             if !found.record.has_no_repository() {
-                Report::collect(docker, &found.record, &found.path).keep(home, &found.record);
+                Report::collect(&docker.logs(&found.record.proxy()), &found.record, &found.path)
+                    .keep(home, &found.record);
                 keep_logs(docker, home, &found.record, &found.path);
             }
             // What was committed in it is fetched at the next start in its repository: it is safe on the private side.
@@ -61,9 +73,13 @@ impl Orphans {
             });
             match removed {
                 Ok(()) => terminal.say(&format!("session {} did not end by itself: cleaned up", found.record.session)),
-                Err(e) => terminal.warn(&format!("{e:#}"), "the next start tries again"),
+                Err(e) => {
+                    all = false;
+                    terminal.warn(&format!("{e:#}"), "the next start tries again");
+                }
             }
         }
+        all
     }
 }
 
@@ -78,11 +94,11 @@ pub(crate) fn keep_logs(docker: &Docker, home: &Home, record: &Record, run: &Pat
     let _ = std::fs::write(state.join("last.log"), log);
 }
 
-/// Empties the session's auth.json on the host if it still holds what the session found there, unless it is to be kept.
-/// True if it was emptied now.
-pub(crate) fn wipe(record: &Record) -> Result<bool> {
+/// Empties the session's auth.json on the host if it still holds what the session found there, unless it is to be kept, or pi never
+/// ran in the session, whose folder is `run`. True if it was emptied now.
+pub(crate) fn wipe(record: &Record, run: &Path) -> Result<bool> {
     match &record.auth_digest {
-        Some(digest) if !record.keep_auth => {
+        Some(digest) if !record.keep_auth && run_dir::began(run) => {
             wipe_if_unchanged(&record.auth, digest).with_context(|| format!("cannot empty '{}'", record.auth.display()))
         }
         _ => Ok(false),

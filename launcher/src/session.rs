@@ -15,6 +15,7 @@ use crate::cli::{GitMode, Options};
 use crate::config::{Config, utf8};
 use crate::containers;
 use crate::docker::Docker;
+use crate::error::hinted;
 use crate::exit_report::Report;
 use crate::facts::{Facts, offer_to_keep, words_for_pi};
 use crate::files::Maker;
@@ -29,7 +30,7 @@ use crate::plan::{self, Choices, Names, Places, Plan};
 use crate::private_side::{PrivateSide, Ready};
 use crate::recover::Orphans;
 use crate::repo::Place;
-use crate::run_dir::{Record, RunDir};
+use crate::run_dir::{self, Record, RunDir};
 use crate::terminal::{Terminal, printable};
 use crate::update;
 
@@ -76,6 +77,9 @@ pub(crate) fn start(config: Config, options: &Options, pi_args: Vec<OsString>) -
     update::notice(&config, &home, &terminal);
     let mut keep_auth = options.keep_auth || config.setting("PI_DOCKER_KEEP_AUTH") == Some("1");
     if !options.dry_run {
+        if pi_args.is_empty() && !Terminal::has_input() {
+            return Err(hinted("cannot start pi: no terminal, no prompt and no input", "pi-docker -p \"PROMPT\""));
+        }
         facts.ask(&terminal, &config, &home)?;
         keep_auth = keep_auth || offer_to_keep(&facts.auth, &config, &home, &terminal)?;
     }
@@ -116,14 +120,18 @@ impl Session<'_> {
             self.terminal.say(&self.facts.banner(&plan.names.project, &plan.workdir));
             containers::run(&self.docker, &foreground, &run, &plan.command, heartbeat)
         });
-        let began = run.path.join("control/ready").exists();
-        let (report, fetched) = thread::scope(|scope| {
-            let report = scope.spawn(|| began.then(|| Report::collect(&self.docker, &run.record, &run.path)));
+        // Whatever happens now, what the proxy has seen is read before it goes.
+        let seen = run_dir::began(&run.path).then(|| self.docker.logs(&run.record.proxy()));
+        // The commits are fetched from files: nothing of the engine's is needed for it any more.
+        let (report, fetched, taken) = thread::scope(|scope| {
+            let taken = scope.spawn(|| containers::take_down(&self.docker, self.home, &run));
+            let report = scope.spawn(|| seen.as_deref().map(|log| Report::collect(log, &run.record, &run.path)));
             let fetched = self.private_side().finish(&self.names.session, &run.path.join("control"), ready);
-            (report.join().ok().flatten(), fetched)
+            let taken = taken.join().unwrap_or_else(|_| Err(anyhow!("cannot clean up after the session")));
+            (report.join().ok().flatten(), fetched, taken)
         });
         let fetched = fetched.map(|commits| self.report(report, &run.record, commits));
-        let cleaned = containers::clean_up(&self.docker, self.home, run);
+        let cleaned = containers::forget(run, taken);
         let status = ended?;
         fetched.and(cleaned)?;
         Ok(status)
@@ -226,6 +234,7 @@ impl Session<'_> {
             compose_files: &self.config.compose_files(),
             compose_override: self.home.compose_override(),
             interactive: Terminal::is_interactive(),
+            input: Terminal::has_input(),
             selinux: selinux(),
             canary,
             git,

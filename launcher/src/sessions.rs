@@ -9,8 +9,6 @@ use std::thread;
 use std::time::{Duration, Instant, SystemTime};
 
 use anyhow::{Context, Result};
-use nix::sys::signal::{Signal, kill};
-use nix::unistd::Pid;
 use serde_json::{Value, json};
 
 use crate::allowlist::{self, Domain};
@@ -22,8 +20,10 @@ use crate::error::{Silent, hinted};
 use crate::home::Home;
 use crate::inputs;
 use crate::private_side::{PrivateSide, WARNING};
+use crate::recover::Orphans;
 use crate::repo::Place;
 use crate::run_dir::{self, Record};
+use crate::session;
 use crate::terminal::{Terminal, printable};
 
 /// How long pi-subagent may take to answer, so that one stuck session does not hide the others.
@@ -68,36 +68,43 @@ impl Scene {
     }
 }
 
-/// Ends the sessions of the repository that the user is in, or all of them, and waits until nothing is left of them.
+/// Ends the sessions of the repository that the user is in, or all of them, and waits until nothing is left of them. Those whose
+/// launcher is gone are cleaned up from here.
 pub(crate) fn stop(config: &Config, all: bool) -> Result<u8> {
     let scene = Scene::new(config, all)?;
     let mut running = scene.running()?;
     // A look of `doctor` has no login to name, and ends by itself.
     running.retain(|(record, _)| !record.auth.as_os_str().is_empty());
-    if running.is_empty() {
+    let orphans = Orphans::find(&scene.home)?.of(scene.repository.as_deref());
+    if running.is_empty() && orphans.is_empty() {
         return Err(scene.none());
     }
-    for (record, _) in &running {
-        scene.terminal.say(&format!("ending {} …", record.project));
-        // Its launcher ends the container as for a closed terminal, and cleans up; the lock that it holds says that it is there.
-        let pid = i32::try_from(record.pid).map(Pid::from_raw).context("cannot end a session without a process")?;
-        kill(pid, Signal::SIGTERM).with_context(|| format!("cannot end {}", record.project))?;
-    }
+    running.iter().for_each(|(record, _)| scene.terminal.say(&format!("ending {} …", record.project)));
+    thread::scope(|scope| {
+        let ends: Vec<_> = running.iter().map(|(record, _)| scope.spawn(|| end(&scene, record))).collect();
+        ends.into_iter().map(|end| end.join().unwrap_or(Ok(()))).fold(Ok(()), Result::and)
+    })?;
+    orphans.wipe(&scene.terminal)?;
+    let cleaned = orphans.remove(&scene.home, &scene.docker, &scene.terminal);
+    Ok(u8::from(!cleaned))
+}
+
+/// Ends one session and waits until its launcher has taken everything away.
+fn end(scene: &Scene, record: &Record) -> Result<()> {
     let deadline = Instant::now() + GONE;
-    let is_there =
-        |session: &str| run_dir::running(&scene.home).map(|all| all.iter().any(|(r, _)| r.session == session));
-    for (record, _) in &running {
-        while is_there(&record.session)? {
-            if Instant::now() > deadline {
-                return Err(hinted(
-                    format!("cannot end {}: it is still there after {} s", record.project, GONE.as_secs()),
-                    format!("docker kill {}", record.container),
-                ));
-            }
+    while run_dir::running(&scene.home)?.iter().any(|(running, _)| running.session == record.session) {
+        if Instant::now() > deadline {
+            return Err(hinted(
+                format!("cannot end {}: it is still there after {} s", record.project, GONE.as_secs()),
+                format!("docker kill {}", record.container),
+            ));
+        }
+        // A session that is just starting has no container yet, one that is ending no longer.
+        if scene.docker.stop(&record.container).is_err() {
             thread::sleep(LOOK);
         }
     }
-    Ok(0)
+    Ok(())
 }
 
 /// Fetches what has been committed so far in the sessions of the repository that the user is in.
@@ -128,6 +135,7 @@ pub(crate) fn fetch(config: &Config) -> Result<u8> {
 pub(crate) fn status(config: &Config, as_json: bool) -> Result<u8> {
     let scene = Scene::new(config, true)?;
     let running = scene.running()?;
+    let orphans: Vec<Record> = Orphans::find(&scene.home)?.records().cloned().collect();
     let tasks: Vec<Option<Value>> = thread::scope(|scope| {
         let asked: Vec<_> =
             running.iter().map(|(record, _)| scope.spawn(|| subagents(&scene.docker, record))).collect();
@@ -148,21 +156,30 @@ pub(crate) fn status(config: &Config, as_json: bool) -> Result<u8> {
                 })
             })
             .collect();
-        scene.terminal.answer(&json!({ "sessions": sessions }).to_string());
+        let left: Vec<Value> = orphans
+            .iter()
+            .map(|record| {
+                json!({ "project": record.project, "session": record.session, "repository": record.root, "started": record.started })
+            })
+            .collect();
+        scene.terminal.answer(&json!({ "sessions": sessions, "left": left }).to_string());
         return Ok(0);
     }
-    if running.is_empty() {
+    if running.is_empty() && orphans.is_empty() {
         scene.terminal.answer("no session is running");
     }
-    for ((record, run), tasks) in sessions {
+    let head = |record: &Record| {
         let root = record.root.display().to_string();
         let what = if record.has_no_repository() { "no repository" } else { root.as_str() };
-        scene.terminal.answer(&format!(
-            "{}  {}  started {}",
-            record.project,
-            printable(what),
-            denied::ago(record.started, SystemTime::now())
-        ));
+        let when = denied::ago(record.started, SystemTime::now());
+        scene.terminal.answer(&format!("{}  {}  started {when}", record.project, printable(what)));
+    };
+    for record in &orphans {
+        head(record);
+        scene.terminal.answer("  its launcher is gone: pi-docker stop --all, or the next start, cleans up");
+    }
+    for ((record, run), tasks) in sessions {
+        head(record);
         warnings(run).iter().for_each(|line| scene.terminal.answer(&format!("  warning: {}", printable(line))));
         let lines: Vec<&Value> = tasks.iter().flat_map(|tasks| tasks.as_array().into_iter().flatten()).collect();
         for task in lines {
@@ -241,13 +258,11 @@ fn new_lines(file: &Path, at: &mut u64) -> Result<Vec<String>> {
 pub(crate) fn denied(config: &Config, all: bool, follow: bool) -> Result<u8> {
     let scene = Scene::new(config, all)?;
     let running: Vec<_> = scene.running()?.into_iter().filter(|(record, _)| !record.has_no_repository()).collect();
-    let allowed =
-        |run: &Path| inputs::read_list(&run.join("squid/allow.txt")).map(allowlist::merge).unwrap_or_default();
     if follow {
         if running.is_empty() {
             return Err(scene.none());
         }
-        return follow_denied(&scene, running.iter().map(|(record, run)| (record, allowed(run))).collect());
+        return follow_denied(&scene, running);
     }
     let mut found: Vec<Kept> = denied::kept(&scene.home.join("denied.log"));
     found.retain(|kept| scene.repository.as_ref().is_none_or(|id| *id == kept.repository));
@@ -278,24 +293,45 @@ fn line(host: &str, reason: &str, when: &str) -> String {
     printable(&format!("{host:<40} {when:<18} {reason}{remedy}")).into_owned()
 }
 
-fn follow_denied(scene: &Scene, running: Vec<(&Record, Vec<Domain>)>) -> Result<u8> {
+fn follow_denied(scene: &Scene, running: Vec<(Record, PathBuf)>) -> Result<u8> {
     let (sender, denials) = mpsc::channel();
-    for (record, allowed) in running {
-        let mut child = scene.docker.follow(&["logs", "--follow", "--tail", "0", &record.proxy()])?;
-        let sender = sender.clone();
-        thread::spawn(move || {
-            let lines = child.stdout.take().map(BufReader::new).into_iter().flat_map(BufRead::lines);
-            for line in lines.map_while(Result::ok) {
-                if Denial::parse(&line, &allowed).is_some_and(|denial| sender.send(denial).is_err()) {
-                    break;
-                }
-            }
-            let _ = child.wait();
-        });
-    }
-    drop(sender);
-    for denial in denials {
-        scene.terminal.answer(&line(&denial.host, &denial.reason, "now"));
-    }
+    let since = session::unix_now();
+    thread::scope(|scope| {
+        for (record, run) in &running {
+            let sender = sender.clone();
+            scope.spawn(move || watch(&scene.docker, record, run, since, &sender));
+        }
+        drop(sender);
+        for denial in denials {
+            scene.terminal.answer(&line(&denial.host, &denial.reason, "now"));
+        }
+    });
     Ok(0)
+}
+
+/// Sends the refusals of one session until it ends. `allow --remove` restarts the proxy, and docker lets go of its log then: it is
+/// taken up again where it was left.
+fn watch(docker: &Docker, record: &Record, run: &Path, since: u64, denials: &mpsc::Sender<Denial>) {
+    let mut seen = format!("{since}.000");
+    while run.exists() {
+        let (before, from) = (seen.clone(), seen.split('.').next().unwrap_or_default().to_owned());
+        let Ok(mut child) = docker.follow(&["logs", "--follow", "--since", &from, &record.proxy()]) else { return };
+        let lines = child.stdout.take().map(BufReader::new).into_iter().flat_map(BufRead::lines);
+        for line in lines.map_while(Result::ok) {
+            // Squid's own time comes first, in digits of one length.
+            let Some(time) = line.split(' ').next().filter(|time| **time > *before) else { continue };
+            let Some(denial) = Denial::parse(&line, &allowed(run)) else { continue };
+            time.clone_into(&mut seen);
+            if denials.send(denial).is_err() {
+                break;
+            }
+        }
+        let _ = child.wait();
+        thread::sleep(LOOK);
+    }
+}
+
+/// What is let through in a session now.
+fn allowed(run: &Path) -> Vec<Domain> {
+    inputs::read_list(&run.join("squid/allow.txt")).map(allowlist::merge).unwrap_or_default()
 }

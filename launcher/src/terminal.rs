@@ -2,7 +2,9 @@
 //! so that a closed window cannot stop the clean-up. Names from outside lose their control characters before they are shown.
 
 use std::borrow::Cow;
+use std::fs;
 use std::io::{self, BufRead, IsTerminal, Write};
+use std::os::unix::fs::MetadataExt;
 
 use anyhow::{Result, anyhow};
 
@@ -23,6 +25,15 @@ impl Terminal {
     /// Whether pi gets a terminal: both ends of it have to be one.
     pub(crate) fn is_interactive() -> bool {
         io::stdin().is_terminal() && io::stdout().is_terminal()
+    }
+
+    /// Whether pi gets anything from stdin: a terminal is no input where pi has no terminal (`pi-docker -p … | less`).
+    pub(crate) fn has_input() -> bool {
+        if io::stdin().is_terminal() {
+            return Terminal::is_interactive();
+        }
+        let null = fs::metadata("/dev/null").map(|null| null.rdev()).ok();
+        null.is_none() || fs::metadata("/dev/stdin").map(|stdin| stdin.rdev()).ok() != null
     }
 
     /// Whether somebody sees what a long piece of work is doing.

@@ -88,6 +88,7 @@ fn start(ground: &Ground, run: &RunDir, names: Names) -> Result<Heartbeat> {
         compose_files: &config.compose_files(),
         compose_override: home.compose_override(),
         interactive: false,
+        input: true,
         selinux: selinux(),
         canary: &canary.addresses,
         git: &[],

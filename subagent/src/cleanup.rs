@@ -9,8 +9,8 @@ use crate::config::Config;
 use crate::failure::{Code, Failure, OrFail, Result};
 use crate::git::Git;
 use crate::job::end_leftovers;
-use crate::judge::reasons_to_keep;
-use crate::preflight;
+use crate::judge::{Safe, reasons_to_keep};
+use crate::preflight::{self, Remote};
 use crate::remote::Heads;
 use crate::repo::Workspace;
 use crate::report::Outcome;
@@ -41,12 +41,13 @@ pub(crate) async fn cleanup(config: &Config, wish: &Wish) -> Result<(Value, bool
     let workspace = Workspace::discover(&config.cwd)?;
     let store = Store::open(&workspace.common);
     let dirs = chosen(&store, wish)?;
-    let heads = if wish.discard || dirs.is_empty() { None } else { ask_remote(config, &workspace).await };
+    let remote = if wish.discard || dirs.is_empty() { None } else { Some(ask_remote(config, &workspace).await) };
     let mut fates = Vec::new();
     for dir in &dirs {
-        let fate = one(&workspace, &store, dir, wish, heads.as_ref().and_then(|heads| heads.as_ref().ok())).await;
+        let there = remote.as_ref().and_then(|remote| remote.as_ref().ok());
+        let fate = one(&workspace, &store, dir, wish, there).await;
         let mut fate = fate.unwrap_or_else(|failure| kept(dir, vec![failure.to_string()]));
-        if let (Some(Err(failure)), false) = (&heads, fate.reasons.is_empty()) {
+        if let (Some(Err(failure)), false) = (&remote, fate.reasons.is_empty()) {
             fate.reasons.push(failure.message.clone());
         }
         fates.push(fate);
@@ -62,16 +63,38 @@ fn chosen(store: &Store, wish: &Wish) -> Result<Vec<TaskDir>> {
     wish.tasks.iter().map(|name| Ok(store.task(&TaskName::parse(name)?))).collect()
 }
 
-/// None if there is no remote at all: then nothing can be on it.
-async fn ask_remote(config: &Config, workspace: &Workspace) -> Option<Result<Heads>> {
-    match preflight::connect(config, workspace, PrMode::None).await {
-        Ok(remote) => Some(Ok(remote.heads)),
-        Err(failure) if failure.code == Code::NoRemote => Some(Ok(Heads::default())),
-        Err(failure) => Some(Err(failure)),
+/// What there is to be asked whether it has the work. None: no remote at all, so nothing can be on it.
+async fn ask_remote(config: &Config, workspace: &Workspace) -> Result<Option<Remote>> {
+    // With its pull requests, if it has any.
+    let whole = preflight::connect(config, workspace, PrMode::Auto).await;
+    let remote = match whole {
+        Err(failure) if failure.code == Code::RemoteUnsupported => {
+            preflight::connect(config, workspace, PrMode::None).await
+        }
+        whole => whole,
+    };
+    match remote {
+        Err(failure) if failure.code == Code::NoRemote => Ok(None),
+        remote => remote.map(Some),
     }
 }
 
-async fn one(workspace: &Workspace, store: &Store, dir: &TaskDir, wish: &Wish, heads: Option<&Heads>) -> Result<Fate> {
+async fn safe(remote: &Option<Remote>, state: &State) -> Safe {
+    let Some(remote) = remote else { return Safe { heads: Heads::default(), merged: None } };
+    let merged = match (&remote.github, &state.pr, remote.heads.branch(&state.branch)) {
+        (Some(github), Some(pr), None) => github.merged(pr.number).await,
+        _ => None,
+    };
+    Safe { heads: remote.heads.clone(), merged }
+}
+
+async fn one(
+    workspace: &Workspace,
+    store: &Store,
+    dir: &TaskDir,
+    wish: &Wish,
+    remote: Option<&Option<Remote>>,
+) -> Result<Fate> {
     if !dir.path("").is_dir() {
         return Err(Failure::new(Code::NoTask, format!("there is no task '{}'", dir.name)));
     }
@@ -90,6 +113,10 @@ async fn one(workspace: &Workspace, store: &Store, dir: &TaskDir, wish: &Wish, h
         Err(failure) => return Ok(kept(dir, vec![failure.message])),
     };
     end_leftovers(&state).await?;
+    let safe = match remote {
+        Some(remote) => Some(safe(remote, &state).await),
+        None => None,
+    };
     let _lock = store.repository_lock().await?;
     if wish.discard {
         if wish.dry_run {
@@ -98,7 +125,7 @@ async fn one(workspace: &Workspace, store: &Store, dir: &TaskDir, wish: &Wish, h
         let trash = discard(workspace, store, dir, &state).await?;
         return Ok(removed(dir, Some(trash)));
     }
-    let mut reasons = reasons_to_keep(workspace, &state, heads).await;
+    let mut reasons = reasons_to_keep(workspace, &state, safe.as_ref()).await;
     // Nothing would be lost, but it would be forgotten.
     if wish.all && reasons.is_empty() && undelivered(&state) {
         reasons.push(format!("its pull request is not open yet: finish {0}, or cleanup {0}", state.task));
@@ -129,6 +156,7 @@ fn remove(workspace: &Workspace, dir: &TaskDir, state: &State, keep_branch: bool
             .or_fail(Code::Internal, || format!("cannot move '{}'", worktree.path.display()))?;
         fs::remove_dir_all(&gone).or_fail(Code::Internal, || format!("cannot remove '{}'", gone.display()))?;
     }
+    worktree.clear_stale_locks();
     worktree.remove()?;
     if !keep_branch {
         drop_branch(workspace, &state.branch)?;
@@ -164,6 +192,7 @@ async fn discard(workspace: &Workspace, store: &Store, dir: &TaskDir, state: &St
             .reference(&trash_ref, tip.id(), true, "pi-subagent: discarded")
             .or_fail(Code::Internal, || format!("cannot write '{trash_ref}'"))?;
     }
+    worktree.clear_stale_locks();
     worktree.remove()?;
     drop_branch(workspace, &state.branch)?;
     let records = store.dir().join("trash");

@@ -69,6 +69,12 @@ pub(crate) enum Command {
         #[arg(long)]
         full: bool,
     },
+    /// Look whether a task could be started here
+    Doctor {
+        /// One JSON object
+        #[arg(long)]
+        json: bool,
+    },
     /// Show all tasks
     List {
         /// One JSON object

@@ -3,6 +3,7 @@
 
 use std::time::Duration;
 
+use git2::Oid;
 use octocrab::Octocrab;
 use serde_json::{Value, json};
 
@@ -19,7 +20,10 @@ pub(crate) struct GitHub {
     api: Octocrab,
     http: Http,
     host: String,
+    /// Where pull requests are opened.
     slug: RepoSlug,
+    /// Whose repository has the branches.
+    owner: String,
 }
 
 /// What a pull request should be.
@@ -56,7 +60,7 @@ const BACKOFF: [Duration; 4] =
 const RATE_PATIENCE: u64 = 90;
 
 impl GitHub {
-    pub(crate) fn new(http: &Http, api: &str, credential: &Credential, slug: RepoSlug) -> Result<Self> {
+    pub(crate) fn new(http: &Http, api: &str, credential: &Credential, slug: RepoSlug, owner: String) -> Result<Self> {
         let host = api.split_once("://").map_or(api, |(_, rest)| rest).split('/').next().unwrap_or(api).to_owned();
         let broken = || format!("cannot use '{api}' of GITHUB_API_URL");
         if !api.starts_with("https://") {
@@ -67,11 +71,28 @@ impl GitHub {
         let api = builder
             .build_with_reqwest(http.client.clone())
             .or_fail(Code::Internal, || "cannot set up the API".into())?;
-        Ok(GitHub { api, http: http.clone(), host, slug })
+        Ok(GitHub { api, http: http.clone(), host, slug, owner })
     }
 
     fn path(&self, rest: &str) -> String {
         format!("/repos/{}/{}{rest}", encode(&self.slug.owner), encode(&self.slug.name))
+    }
+
+    /// Whether branches and pull requests are in two repositories.
+    pub(crate) fn is_fork(&self) -> bool {
+        !self.owner.eq_ignore_ascii_case(&self.slug.owner)
+    }
+
+    /// A branch's commit.
+    pub(crate) async fn branch(&self, name: &str) -> Result<Oid> {
+        let answer = self.patient(|| self.get(self.path(&format!("/branches/{}", encode(name))))).await?;
+        if answer.status == 404 {
+            let text = format!("cannot open a pull request against '{name}': '{}' has no such branch", self.name());
+            return Err(Failure::new(Code::BaseNotOnRemote, text)
+                .hint("start from a branch that it has, or name one with --base"));
+        }
+        let oid = answer.body["commit"]["sha"].as_str().and_then(|oid| Oid::from_str(oid).ok());
+        oid.filter(|_| answer.status == 200).ok_or_else(|| self.refused(&answer, "cannot read the base branch"))
     }
 
     fn name(&self) -> String {
@@ -103,13 +124,20 @@ impl GitHub {
 
     /// The open pull request of a branch into a base.
     pub(crate) async fn find(&self, head: &str, base: &str) -> Result<Option<PrInfo>> {
-        let head = format!("{}:{head}", self.slug.owner);
+        let head = format!("{}:{head}", self.owner);
         let query = format!("/pulls?state=open&head={}&base={}&per_page=10", encode(&head), encode(base));
         let answer = self.patient(|| self.get(self.path(&query))).await?;
         if answer.status != 200 {
             return Err(self.refused(&answer, "cannot list pull requests"));
         }
         Ok(answer.body.as_array().and_then(|list| list.iter().find_map(|pr| pull_request(pr, true))))
+    }
+
+    /// The commit that a pull request brought in, if it was merged: also by a squash, after which no branch has it.
+    pub(crate) async fn merged(&self, number: u64) -> Option<Oid> {
+        let answer = self.patient(|| self.get(self.path(&format!("/pulls/{number}")))).await.ok()?;
+        let merged = answer.status == 200 && answer.body["merged"] == true;
+        answer.body["head"]["sha"].as_str().filter(|_| merged).and_then(|oid| Oid::from_str(oid).ok())
     }
 
     /// Finds the pull request or opens it. One that exists gets the new text; only a failure to do that is not one.
@@ -119,11 +147,12 @@ impl GitHub {
             let _ = self.ask(Method::Patch(&text), self.path(&format!("/pulls/{}", found.number))).await;
             return Ok(found);
         }
+        let head = if self.is_fork() { format!("{}:{}", self.owner, wanted.head) } else { wanted.head.clone() };
         let mut draft = wanted.draft;
         let mut waits = BACKOFF.iter();
         loop {
             let body = json!({
-                "title": wanted.title, "head": wanted.head, "base": wanted.base, "body": wanted.body, "draft": draft,
+                "title": wanted.title, "head": head, "base": wanted.base, "body": wanted.body, "draft": draft,
             });
             let answer = self.post(self.path("/pulls"), &body).await;
             let failure = match answer {
@@ -255,6 +284,10 @@ impl GitHub {
                 (None, Some(rights)) => {
                     failure(Code::PrForbidden).hint(format!("the token lacks a permission; GitHub names: {rights}"))
                 }
+                (None, None) if self.is_fork() => failure(Code::PrForbidden).hint(format!(
+                    "a fine-grained token cannot open pull requests in the repository of '{}'; use a classic one",
+                    self.slug.owner
+                )),
                 (None, None) => {
                     failure(Code::PrForbidden).hint("the token needs Pull requests: read and write on this repository")
                 }

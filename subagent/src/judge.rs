@@ -49,9 +49,24 @@ impl Facts {
     }
 }
 
-/// Why a task that nobody runs must not be removed; empty if nothing would be lost. `heads` is what the remote has now;
+/// What is known to be safe elsewhere.
+#[derive(Debug)]
+pub(crate) struct Safe {
+    /// What the remote has now.
+    pub(crate) heads: Heads,
+    /// The commit that the task's pull request has brought in.
+    pub(crate) merged: Option<Oid>,
+}
+
+impl Safe {
+    fn oids(&self) -> impl Iterator<Item = Oid> {
+        self.heads.oids().chain(self.merged)
+    }
+}
+
+/// Why a task that nobody runs must not be removed; empty if nothing would be lost. `safe` is what is elsewhere;
 /// none if it could not be asked.
-pub(crate) async fn reasons_to_keep(workspace: &Workspace, state: &State, heads: Option<&Heads>) -> Vec<String> {
+pub(crate) async fn reasons_to_keep(workspace: &Workspace, state: &State, safe: Option<&Safe>) -> Vec<String> {
     let worktree = Worktree::of(workspace, state);
     let mut reasons = Vec::new();
     if worktree.path.exists()
@@ -60,7 +75,7 @@ pub(crate) async fn reasons_to_keep(workspace: &Workspace, state: &State, heads:
         reasons.push(reason.message);
     }
     match tips(workspace, &worktree, state) {
-        Ok(tips) => reasons.extend(tips.iter().filter_map(|tip| unsafe_tip(workspace, state, *tip, heads))),
+        Ok(tips) => reasons.extend(tips.iter().filter_map(|tip| unsafe_tip(workspace, state, *tip, safe))),
         Err(failure) => reasons.push(failure.message),
     }
     reasons.dedup();
@@ -115,16 +130,16 @@ fn branch_tip(repository: &Repository, branch: &str) -> Option<Oid> {
 }
 
 /// Why this commit is not safe elsewhere.
-fn unsafe_tip(workspace: &Workspace, state: &State, tip: Oid, heads: Option<&Heads>) -> Option<String> {
+fn unsafe_tip(workspace: &Workspace, state: &State, tip: Oid, safe: Option<&Safe>) -> Option<String> {
     let Ok(repository) = workspace.shared() else { return Some("cannot open the repository".into()) };
     let contains = |holder: Oid| holder == tip || repository.graph_descendant_of(holder, tip).unwrap_or(false);
     if Oid::from_str(&state.base_oid).is_ok_and(contains) {
         return None;
     }
     let short: String = tip.to_string().chars().take(10).collect();
-    match heads {
+    match safe {
         None => Some(format!("cannot ask the remote whether it has {short}")),
-        Some(heads) if heads.oids().any(contains) => None,
+        Some(safe) if safe.oids().any(contains) => None,
         Some(_) => Some(format!("commit {short} is not on the remote")),
     }
 }

@@ -8,6 +8,7 @@ mod cli;
 mod commit;
 mod config;
 mod deliver;
+mod doctor;
 mod export;
 mod failure;
 mod git;
@@ -97,6 +98,11 @@ async fn call(config: &Config, command: Command) -> Result<u8> {
         Command::Recover { json } => {
             report::answer(json, &recover::recover(config).await?);
             Ok(0)
+        }
+        Command::Doctor { json } => {
+            let (answer, well) = doctor::doctor(config).await;
+            report::answer(json, &answer);
+            Ok(if well { 0 } else { 1 })
         }
         Command::Export { .. } => Ok(0),
         Command::List { json } => {

@@ -29,9 +29,9 @@ pub(crate) struct Remote {
 /// Finds the remote and the credential, and asks what it has.
 pub(crate) async fn connect(config: &Config, workspace: &Workspace, pr: PrMode) -> Result<Remote> {
     let address = Address::origin(&workspace.here)?;
-    let slug = match pr {
+    let places = match pr {
         PrMode::None => None,
-        _ => Some(address.slug(&config.api)?),
+        _ => Some((remote::destination(&workspace.here, &address, &config.api)?, address.slug(&config.api)?.owner)),
     };
     let credential = Git::at(&workspace.root).credential(&address.host, &address.path, address.user.as_deref()).await?;
     let credential = credential.ok_or_else(|| {
@@ -39,7 +39,7 @@ pub(crate) async fn connect(config: &Config, workspace: &Workspace, pr: PrMode) 
             .hint("on the host, put a token into .gh-auth-token or set PI_GH_TOKEN, and start a new session")
     })?;
     let http = Http::new(&config.proxy)?;
-    let github = slug.map(|slug| GitHub::new(&http, &config.api, &credential, slug)).transpose()?;
+    let github = places.map(|(slug, owner)| GitHub::new(&http, &config.api, &credential, slug, owner)).transpose()?;
     let token = credential.token.clone();
     let mut line = Line::new(http, credential, &address.host, &address.path);
     let heads = remote::heads(&mut line).await?;
@@ -55,10 +55,11 @@ pub(crate) async fn base(
     reporter: &mut Reporter,
 ) -> Result<()> {
     let workspace = &claimed.workspace;
-    if push_base && remote.heads.branch(&base.branch).is_none() {
+    let own = remote.github.as_ref().is_none_or(|github| !github.is_fork());
+    if push_base && own && remote.heads.branch(&base.branch).is_none() {
         return remote::push(&remote.line, workspace, &base.branch).await;
     }
-    let there = base_exists(remote, &base.branch)?;
+    let there = base_exists(remote, &base.branch).await?;
     if there != base.oid {
         let text = match workspace.shared()?.graph_ahead_behind(base.oid, there) {
             Ok((ahead, 0)) => {
@@ -75,8 +76,11 @@ pub(crate) async fn base(
     Ok(())
 }
 
-/// The commit of the base on the remote.
-pub(crate) fn base_exists(remote: &Remote, base: &str) -> Result<Oid> {
+/// The commit of the base where the pull request will be.
+pub(crate) async fn base_exists(remote: &Remote, base: &str) -> Result<Oid> {
+    if let Some(github) = remote.github.as_ref().filter(|github| github.is_fork()) {
+        return github.branch(base).await;
+    }
     remote.heads.branch(base).ok_or_else(|| {
         Failure::new(
             Code::BaseNotOnRemote,

@@ -78,6 +78,34 @@ impl Address {
     }
 }
 
+/// Whose pull requests they are: the repository that `gh repo set-default` has chosen, so that a fork's go to what it was forked
+/// from; else the one branches go to. Never guessed: a pull request in a stranger's repository is seen by many.
+pub(crate) fn destination(repository: &Repository, origin: &Address, api: &str) -> Result<RepoSlug> {
+    let own = origin.slug(api)?;
+    let Ok(config) = repository.config().and_then(|mut config| config.snapshot()) else { return Ok(own) };
+    let mut chosen = None;
+    if let Ok(entries) = config.entries(Some("^remote\\..*\\.gh-resolved$")) {
+        let _ = entries.for_each(|entry| {
+            if let (Ok(name), Ok(value)) = (entry.name(), entry.value()) {
+                chosen = Some((name.to_owned(), value.to_owned()));
+            }
+        });
+    }
+    let Some((name, value)) = chosen else { return Ok(own) };
+    if value != "base" {
+        let path: Vec<&str> = value.rsplit('/').take(2).collect();
+        return match path[..] {
+            [name, owner] => Ok(RepoSlug { owner: owner.to_owned(), name: name.to_owned() }),
+            _ => Err(Failure::new(Code::RemoteUnsupported, format!("cannot read '{value}' of '{name}' as owner/name"))),
+        };
+    }
+    let remote = name.trim_start_matches("remote.").trim_end_matches(".gh-resolved");
+    let found = repository.find_remote(remote);
+    let found = found.or_fail(Code::RemoteUnsupported, || format!("cannot find the remote '{remote}'"))?;
+    let url = found.url().or_fail(Code::RemoteUnsupported, || format!("cannot read the address of '{remote}'"))?;
+    Address::parse(url)?.slug(api)
+}
+
 /// The host of clone addresses that belongs to an API's address.
 fn web_host(api: &str) -> String {
     let rest = api.split_once("://").map_or(api, |(_, rest)| rest);

@@ -5,6 +5,7 @@
 use std::fs::{File, OpenOptions};
 use std::io::Write;
 use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::net::UnixDatagram;
 use std::path::Path;
 
 use serde::{Deserialize, Serialize};
@@ -15,6 +16,9 @@ use crate::out::Out;
 use crate::secret::Secret;
 use crate::store::now;
 use crate::stream::clip;
+
+/// Where PID 1 takes lines for its log.
+const MAILBOX: &str = "/home/pi/.config/pi-docker/log";
 
 /// What a run is doing.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -233,11 +237,13 @@ impl Reporter {
         let name = json!(stage).as_str().unwrap_or_default().replace('_', " ");
         fields["state"] = json!(stage);
         self.event("state", fields, &name);
+        self.tell_pid1(&name);
     }
 
     pub(crate) fn warning(&mut self, code: &str, message: &str) {
         let message = clip(&self.redact(message), 1_000);
         self.event("warning", json!({"code": code, "message": message}), &format!("warning: {message}"));
+        self.tell_pid1(&format!("warning: {message}"));
         self.warnings.push(message);
     }
 
@@ -248,8 +254,17 @@ impl Reporter {
             let _ = writeln!(std::io::stdout(), "{}", self.redact(&result.text));
         }
         self.emit("result", fields, result.text.clone());
+        self.tell_pid1(&self.redact(result.text.lines().next().unwrap_or_default()));
         if let Some(out) = &mut self.out {
             out.finish();
+        }
+    }
+
+    /// A line for `pi-docker logs`, if PID 1 is there to take it. It is never waited for.
+    fn tell_pid1(&self, what: &str) {
+        if let (false, Ok(socket)) = (self.quiet, UnixDatagram::unbound()) {
+            let line = clip(&format!("[{}] {what}", self.task), 900);
+            let _ = socket.set_nonblocking(true).and_then(|()| socket.send_to(line.as_bytes(), MAILBOX));
         }
     }
 

@@ -180,7 +180,7 @@ async fn take_up(
         let remote = preflight::connect(config, &claimed.workspace, state.spec.pr).await?;
         preflight::not_overtaken(&remote, &claimed.workspace, &state)?;
         if spend {
-            preflight::base_exists(&remote, &state.base)?;
+            preflight::base_exists(&remote, &state.base).await?;
             preflight::rights(&remote, &state.base).await?;
         }
         Ok(remote)

@@ -12,6 +12,7 @@ use std::os::unix::fs::FileExt;
 use nix::errno::Errno;
 use nix::fcntl::{AT_FDCWD, AtFlags, OFlag, OpenHow, ResolveFlag, openat, openat2};
 use nix::sys::stat::{FchmodatFlags, FileStat, Mode, SFlag, fchmodat, fstat, fstatat, mkdirat};
+use nix::sys::statvfs::fstatvfs;
 use nix::unistd::{Gid, Uid, UnlinkatFlags, fchown, fchownat, unlinkat};
 
 /// For a directory that is to be reached, not read.
@@ -150,6 +151,12 @@ pub(crate) fn link_count(file: &File) -> u64 {
     fstat(file).map_or(0, |stat| stat.st_nlink.into())
 }
 
+/// What users have left of the file system that a file is on.
+pub(crate) fn free_bytes(file: &File) -> io::Result<u64> {
+    let stat = fstatvfs(file)?;
+    Ok(stat.blocks_available().saturating_mul(stat.fragment_size()))
+}
+
 /// Everything in a regular file; an error if that is more than `limit` bytes.
 pub(crate) fn read_bounded(file: &File, limit: u64) -> io::Result<Vec<u8>> {
     read_whole(file, size_of_regular(&fstat(file)?)?, limit)
@@ -237,6 +244,14 @@ pub(super) fn fill_standard_descriptors() {
             unsafe { libc::close(fd) };
         }
     }
+}
+
+/// Standard error by a descriptor that never waits, and is nobody else's: the flag of the inherited one is shared with pi and the user's
+/// shell. What cannot be opened anew, a socket, is taken as it is.
+pub(crate) fn impatient_stderr() -> Option<File> {
+    let flags = OFlag::O_WRONLY | OFlag::O_APPEND | OFlag::O_NONBLOCK | OFlag::O_NOCTTY | OFlag::O_CLOEXEC;
+    let anew = openat(AT_FDCWD, "/proc/self/fd/2", flags, Mode::empty()).ok();
+    Some(anew.or_else(|| io::stderr().as_fd().try_clone_to_owned().ok())?.into())
 }
 
 /// Hands a terminal or pipe among the standard descriptors to the user, or a program that opens /dev/stdout could not.

@@ -10,6 +10,7 @@ use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
 
 use nix::errno::Errno;
 use nix::fcntl::{OFlag, open};
+use nix::sys::resource::{Resource, setrlimit};
 use nix::sys::stat::Mode;
 use nix::unistd::{Pid, chdir, dup2_stdin, dup2_stdout, execvpe, getpid, setpgid};
 
@@ -23,8 +24,8 @@ pub(crate) struct Program<'a> {
     pub(crate) directory: &'a CStr,
     pub(crate) uid: u32,
     pub(crate) gid: u32,
-    /// In place of the standard output; there is nothing to read then.
-    pub(crate) stdout: Option<&'a File>,
+    /// In place of the standard output, with the size that no file may exceed; there is nothing to read then.
+    pub(crate) output: Option<(&'a File, u64)>,
 }
 
 /// Where a program is in job control.
@@ -103,9 +104,12 @@ fn become_program(program: &Program, group: Group, signals: &Signals) -> (Step, 
                 terminal.give_to(getpid().as_raw());
             }
         }
-        if let Some(stdout) = program.stdout {
+        if let Some((output, size)) = program.output {
             let nothing = open("/dev/null", OFlag::O_RDONLY, Mode::empty()).map_err(|errno| (Step::Group, errno))?;
-            dup2_stdin(nothing).and_then(|()| dup2_stdout(stdout)).map_err(|errno| (Step::Group, errno))?;
+            dup2_stdin(nothing)
+                .and_then(|()| dup2_stdout(output))
+                .and_then(|()| setrlimit(Resource::RLIMIT_FSIZE, size, size))
+                .map_err(|errno| (Step::Group, errno))?;
         }
         super::privileges::finish_drop(program.uid, program.gid).map_err(|errno| (Step::Drop, errno))?;
         chdir(program.directory).map_err(|errno| (Step::Directory, errno))

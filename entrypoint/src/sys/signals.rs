@@ -14,6 +14,7 @@ pub(crate) const TERM: i32 = libc::SIGTERM;
 pub(crate) const CHLD: i32 = libc::SIGCHLD;
 pub(crate) const IO: i32 = libc::SIGIO;
 pub(crate) const CONT: i32 = libc::SIGCONT;
+pub(crate) const XFSZ: i32 = libc::SIGXFSZ;
 
 const MASK_BYTES: usize = 8;
 

@@ -23,7 +23,9 @@ pub(crate) struct Terminal {
 impl Terminal {
     /// The controlling terminal, if there is one.
     pub(crate) fn open() -> Option<Self> {
-        let fd = open("/dev/tty", OFlag::O_RDWR | OFlag::O_NOCTTY | OFlag::O_CLOEXEC, Mode::empty()).ok()?;
+        // A terminal that nobody reads from any more must not hold up the end.
+        let flags = OFlag::O_RDWR | OFlag::O_NONBLOCK | OFlag::O_NOCTTY | OFlag::O_CLOEXEC;
+        let fd = open("/dev/tty", flags, Mode::empty()).ok()?;
         let settings = tcgetattr(&fd).ok();
         Some(Self { file: fd.into(), settings })
     }

@@ -367,18 +367,22 @@ pub(crate) struct Terminal {
 }
 
 impl Terminal {
-    pub(crate) fn new() -> Self {
+    /// The person has gone away.
+    pub(crate) fn unread() -> Self {
         let pty = nix::pty::openpty(None, None).unwrap();
-        let keyboard = File::from(pty.master);
-        let screen = Arc::new(Mutex::new(String::new()));
-        let (mut reader, shown) = (keyboard.try_clone().unwrap(), screen.clone());
+        Self { keyboard: pty.master.into(), line: pty.slave.into(), screen: Arc::default() }
+    }
+
+    pub(crate) fn new() -> Self {
+        let terminal = Self::unread();
+        let (mut reader, shown) = (terminal.keyboard.try_clone().unwrap(), terminal.screen.clone());
         std::thread::spawn(move || {
             let mut bytes = [0; 4096];
             while let Ok(length @ 1..) = reader.read(&mut bytes) {
                 shown.lock().unwrap().push_str(&String::from_utf8_lossy(&bytes[..length]));
             }
         });
-        Self { keyboard, line: pty.slave.into(), screen }
+        terminal
     }
 
     pub(crate) fn screen(&self) -> String {

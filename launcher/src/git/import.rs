@@ -6,7 +6,6 @@ use std::path::Path;
 
 use anyhow::{Result, bail};
 
-use super::Site;
 pub(crate) use super::bundle::Limits;
 use super::bundle::{Bundle, Said};
 use super::closing::close;
@@ -18,6 +17,7 @@ use super::refs::{self, Head, Ref, is_oid, is_ref_name};
 use super::report::{ImportReport, Landed, RepositoryReport};
 use super::repository::Repository;
 use super::run::Git;
+use super::{Site, asides};
 
 /// Takes what a container handed out. The file is the container's standard output; a part of one is an error, and changes nothing.
 /// With no other session running, this also ends the session for the private side: what only it still has is remembered.
@@ -52,13 +52,19 @@ fn take(site: &Site, bundle: &Path, limits: &Limits, over: bool) -> Result<Impor
                 vec![Landed::Refused { name: key, why: "the container hands out nothing of this submodule".to_owned() }]
             }
         };
-        report.repositories.push(RepositoryReport { path, landed });
+        report.repositories.push(RepositoryReport { path, landed, ..RepositoryReport::default() });
     }
     if over && !site.others_live {
         close(site, &bundle, &report, &mut ledger)?;
     }
     if over {
         ledger.open.retain(|session| session != site.session);
+        for said in &mut report.repositories {
+            if let Some(known) = ledger.repositories.values().find(|known| known.path == said.path) {
+                let git = Git::new(&known.git_dir, site.env, site.owner);
+                (said.dropped, said.older) = asides::sweep(&git, site.session)?;
+            }
+        }
     }
     ledger.save(site)?;
     Ok(report)

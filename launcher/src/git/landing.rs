@@ -175,7 +175,12 @@ impl Update {
         }
     }
 
-    fn remove(name: &str, from: &str) -> Update {
+    /// Changes nothing, and fails if the reference has another value.
+    pub(crate) fn verify(name: &str, oid: &str) -> Update {
+        Update(format!("option no-deref\0verify {name}\0{oid}\0").into_bytes())
+    }
+
+    pub(crate) fn remove(name: &str, from: &str) -> Update {
         Update(format!("option no-deref\0delete {name}\0{from}\0").into_bytes())
     }
 }

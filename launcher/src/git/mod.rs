@@ -3,6 +3,7 @@
 //! Two rules hold everywhere below: git runs on the host only in the user's own git directory, never in a folder that the agent
 //! wrote to, and nothing is opened through a path that the agent could have turned into a link.
 
+mod asides;
 mod bundle;
 mod check;
 mod closing;

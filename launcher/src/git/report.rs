@@ -15,6 +15,17 @@ pub(crate) struct RepositoryReport {
     /// From the top; empty for the repository itself.
     pub(crate) path: PathBuf,
     pub(crate) landed: Vec<Landed>,
+    /// What earlier sessions had put aside and a branch has now.
+    pub(crate) dropped: Vec<Dropped>,
+    /// How much of what they put aside is still there.
+    pub(crate) older: usize,
+}
+
+/// A reference below `refs/pi/` that is not needed any more.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct Dropped {
+    pub(crate) name: String,
+    pub(crate) branch: String,
 }
 
 /// What became of one reference.
@@ -40,17 +51,7 @@ impl ImportReport {
 
     /// One line for each thing that happened; safe to print.
     pub(crate) fn lines(&self) -> Vec<String> {
-        let mut lines = Vec::new();
-        for repository in &self.repositories {
-            for landed in &repository.landed {
-                let place = if repository.path.as_os_str().is_empty() {
-                    String::new()
-                } else {
-                    format!("{}: ", repository.path.display())
-                };
-                lines.push(printable(&format!("{place}{landed}")));
-            }
-        }
+        let mut lines: Vec<String> = self.repositories.iter().flat_map(RepositoryReport::lines).collect();
         if self.has_refusals() {
             lines.push(
                 "what was refused is in the container below 'refs/pi/refused/', from the next session on".to_owned(),
@@ -58,6 +59,39 @@ impl ImportReport {
         }
         lines
     }
+}
+
+impl RepositoryReport {
+    fn lines(&self) -> Vec<String> {
+        let path = self.path.to_string_lossy();
+        let (place, git) = match self.path.as_os_str().is_empty() {
+            true => (String::new(), "git".to_owned()),
+            false => (format!("{path}: "), format!("git -C {}", shell_word(&path))),
+        };
+        let mut lines: Vec<String> = self.landed.iter().map(|landed| format!("{place}{landed}")).collect();
+        for Dropped { name, branch } in &self.dropped {
+            lines.push(format!("{place}{name} is dropped: {} has it now", short(branch)));
+        }
+        let kept = self.landed.iter().find_map(|landed| match landed {
+            Landed::Kept { at, .. } => Some(shell_word(at)),
+            _ => None,
+        });
+        if let Some(at) = kept {
+            lines.push(format!("{place}to take what is kept: {git} merge {at}"));
+            lines.push(format!("{place}to drop it: {git} update-ref -d {at}"));
+        }
+        if self.older > 0 {
+            let count = self.older;
+            lines.push(format!("{place}kept from earlier sessions: {count}; to see it: {git} for-each-ref refs/pi"));
+        }
+        lines.iter().map(|line| printable(line)).collect()
+    }
+}
+
+/// A word as a shell takes it: the names are the agent's, and the line is there to be copied.
+fn shell_word(word: &str) -> String {
+    let is_plain = word.bytes().all(|b| b.is_ascii_alphanumeric() || b"-_./".contains(&b));
+    if is_plain { word.to_owned() } else { format!("'{}'", word.replace('\'', "'\\''")) }
 }
 
 impl fmt::Display for Landed {
@@ -111,7 +145,7 @@ mod tests {
     #[test]
     fn a_line_holds_nothing_that_a_terminal_would_obey() {
         let landed = Landed::Refused { name: "refs/heads/a\u{1b}]52;c;eA==\u{7}".to_owned(), why: "x\r\ny".to_owned() };
-        let repository = RepositoryReport { path: "sub".into(), landed: vec![landed] };
+        let repository = RepositoryReport { path: "sub".into(), landed: vec![landed], ..RepositoryReport::default() };
         let lines = ImportReport { repositories: vec![repository] }.lines();
         assert_eq!(lines[0], "sub: branch 'a?]52;c;eA==?' was refused and is only on the private side: x??y");
     }

@@ -1,6 +1,7 @@
 //! A home of pi-docker, a user's home and a repository, all of their own; and the real program run in them. As root, the program
 //! is run as an ordinary user, for root is refused.
 
+#![allow(dead_code, reason = "no test file needs all of it")]
 #![expect(clippy::unwrap_used, reason = "a test may end here")]
 #![expect(clippy::disallowed_methods, reason = "a test starts the program and git itself")]
 

@@ -13,6 +13,7 @@ mod export;
 #[path = "../../src/git/mod.rs"]
 mod git;
 
+mod asides;
 mod attacks;
 mod direct_mode;
 mod gate;

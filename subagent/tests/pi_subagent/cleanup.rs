@@ -80,3 +80,26 @@ fn a_worktree_that_is_not_ours_is_never_touched() {
     assert_eq!(cleanup(&lab, &["--all"]).code, 0);
     assert!(lab.worktree("mine").join("README").exists());
 }
+
+#[test]
+fn what_was_merged_by_a_squash_is_safe_and_what_was_added_after_it_is_not() {
+    let lab = Lab::new();
+    lab.script("x", "commit a a a; say done; settle");
+    let head = lab.spawn("x", &[]).result()["git"]["head"].clone();
+    // Its branch is deleted on the remote, as GitHub does after a merge, and no branch there has the commit.
+    lab.remote("update-ref -d refs/heads/subagent/x");
+    let merge = |merged: bool| {
+        lab.internet.world(|world| {
+            world.pulls[0]["merged"] = merged.into();
+            world.pulls[0]["head"]["sha"] = head.clone();
+        });
+    };
+    merge(false);
+    assert!(cleanup(&lab, &["x"]).stdout.contains("is not on the remote"));
+    merge(true);
+    lab.sh("cd .worktrees/x && echo more >more && git add . && git commit -qm more");
+    assert!(cleanup(&lab, &["x"]).stdout.contains("is not on the remote"));
+    lab.sh("cd .worktrees/x && git reset -q --hard HEAD^");
+    let ran = cleanup(&lab, &["x"]);
+    assert_eq!((ran.code, lab.worktree("x").exists()), (0, false), "{ran:?}");
+}

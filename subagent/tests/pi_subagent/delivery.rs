@@ -300,3 +300,52 @@ fn a_base_that_only_exists_here_is_pushed_on_request() {
     assert_eq!(lab.internet.world(|world| world.pulls[0]["base"]["ref"].clone()), "feature");
     assert_eq!(lab.remote("rev-parse feature"), lab.sh("git rev-parse feature"));
 }
+
+#[test]
+fn a_forks_branch_goes_to_the_fork_and_its_pull_request_to_the_repository_that_was_chosen() {
+    let lab = Lab::new();
+    let theirs = lab.internet.repositories.join("o/r.git");
+    let fork = lab.internet.repositories.join("me/r.git");
+    lab.sh(&format!(
+        "git clone -q --bare '{}' '{}'; git -C '{1}' config http.receivepack true",
+        theirs.display(),
+        fork.display()
+    ));
+    lab.sh(
+        "git remote set-url origin https://github.test/me/r.git; git remote add upstream https://github.test/o/r.git",
+    );
+    // What `gh repo set-default o/r` writes.
+    lab.sh("git config remote.upstream.gh-resolved base");
+    lab.script("x", "commit a a a; say done; settle");
+    let ran = lab.spawn("x", &[]);
+    assert_eq!((ran.code, ran.result()["state"].as_str()), (0, Some("succeeded")), "{ran:?}");
+    let pulls = lab.internet.world(|world| world.pulls.clone());
+    assert_eq!(
+        (pulls[0]["head"]["owner"].as_str(), pulls[0]["head"]["ref"].as_str()),
+        (Some("me"), Some("subagent/x"))
+    );
+    assert_eq!(lab.sh(&format!("git -C '{}' diff --name-only main subagent/x", fork.display())), "a");
+    assert_eq!(lab.sh(&format!("git -C '{}' branch --list 'subagent/*'", theirs.display())), "");
+    // Found again, not doubled.
+    assert_eq!(lab.run(&["finish", "x", "--json"]).result()["pr"]["existed"], true);
+    assert_eq!(lab.internet.world(|world| world.pulls.len()), 1);
+    // A branch that only the fork has is no base there, and nothing is spent to find that out.
+    lab.sh(&format!("git checkout -qb mine && git push -q '{}' mine", fork.display()));
+    lab.script("y", "say done; settle");
+    let ran = lab.spawn("y", &[]);
+    assert_eq!((ran.code, ran.result()["error"]["code"].as_str()), (7, Some("base_not_on_remote")), "{ran:?}");
+    assert!(!lab.scripts.join("y.pid").exists());
+    assert_eq!(lab.spawn("z", &["--pr", "none", "--allow-empty"]).code, 4, "z has no script, but it started");
+}
+
+#[test]
+fn a_github_enterprise_server_is_reached_where_its_address_says() {
+    let lab = Lab::new();
+    lab.script("x", "commit a a a; say done; settle");
+    let instructions = lab.root.join("instructions");
+    let args = ["spawn", "--json", "--task", "x", "--instructions-file", instructions.to_str().unwrap()];
+    let ran = finish(lab.command(&args).env("GITHUB_API_URL", "https://github.test/api/v3").spawn().unwrap());
+    assert_eq!((ran.code, ran.result()["state"].as_str()), (0, Some("succeeded")), "{ran:?}");
+    let made = &lab.internet.asked("POST", "/api/v3/repos/o/r/pulls")[1];
+    assert_eq!(made.host, "github.test");
+}

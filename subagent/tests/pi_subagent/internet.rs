@@ -202,7 +202,7 @@ fn serve(tls: &mut Tls, host: &str, world: &Mutex<World>, root: &Path) -> Option
     let fault = record(world, asked.clone());
     let answer = match fault {
         Some(What::Answer(..) | What::Cut) => None,
-        _ => Some(api(&asked, &mut world.lock().unwrap())),
+        _ => Some(api(&asked, &mut world.lock().unwrap(), root)),
     };
     let replied = reply(tls, fault, || answer.unwrap());
     world.lock().unwrap().busy += started.elapsed();
@@ -327,7 +327,7 @@ fn backend(asked: &Asked, kind: &str, body: &mut dyn Read, root: &Path) -> Answe
     answer
 }
 
-fn api(asked: &Asked, world: &mut World) -> Answer {
+fn api(asked: &Asked, world: &mut World, root: &Path) -> Answer {
     let answer = |status: u16, body: Value| Answer {
         status,
         headers: vec![("Content-Type".into(), "application/json".into())],
@@ -351,11 +351,33 @@ fn api(asked: &Asked, world: &mut World) -> Answer {
             let (head, base) = (find("head"), find("base"));
             let matches = |pr: &&Value| {
                 pr["state"] == "open"
-                    && head == format!("o:{}", pr["head"]["ref"].as_str().unwrap())
+                    && head
+                        == format!(
+                            "{}:{}",
+                            pr["head"]["owner"].as_str().unwrap_or("o"),
+                            pr["head"]["ref"].as_str().unwrap()
+                        )
                     && pr["base"]["ref"] == *base
             };
             let found: Vec<&Value> = world.pulls.iter().filter(matches).collect();
             answer(200, json!(found))
+        }
+        ("GET", path) if path.starts_with("/repos/o/r/branches/") => {
+            let name = decode(path.trim_start_matches("/repos/o/r/branches/"));
+            let (bare, name) = (root.join("o/r.git"), format!("refs/heads/{name}"));
+            let asked = Command::new("git").arg("-C").arg(bare).args(["rev-parse", "-q", "--verify", &name]).output();
+            let oid = String::from_utf8_lossy(&asked.unwrap().stdout).trim().to_owned();
+            match oid.as_str() {
+                "" => answer(404, json!({"message": "Branch not found"})),
+                oid => answer(200, json!({"commit": {"sha": oid}})),
+            }
+        }
+        ("GET", path) if path.starts_with("/repos/o/r/pulls/") => {
+            let number: u64 = path.rsplit('/').next().unwrap().parse().unwrap();
+            match world.pulls.iter().find(|pr| pr["number"] == number) {
+                Some(pr) => answer(200, pr.clone()),
+                None => answer(404, json!({"message": "Not Found"})),
+            }
         }
         ("POST", "/repos/o/r/pulls") => create(&body, world, answer),
         ("PATCH", path) => {
@@ -378,11 +400,13 @@ fn create(body: &Value, world: &mut World, answer: impl Fn(u16, Value) -> Answer
         let error = format!("A pull request already exists for o:{}.", body["head"].as_str().unwrap());
         return answer(422, json!({"message": "Validation Failed", "errors": [{"message": error}]}));
     }
+    let head = body["head"].as_str().unwrap();
+    let (owner, head) = head.split_once(':').unwrap_or(("o", head));
     let number = world.pulls.len() + 1;
     let pr = json!({
         "number": number, "state": "open", "html_url": format!("https://github.test/o/r/pull/{number}"),
         "title": body["title"], "body": body["body"], "draft": body["draft"],
-        "head": {"ref": body["head"]}, "base": {"ref": body["base"]},
+        "head": {"ref": head, "owner": owner}, "base": {"ref": body["base"]},
     });
     world.pulls.push(pr.clone());
     answer(201, pr)

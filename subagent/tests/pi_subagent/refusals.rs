@@ -189,3 +189,19 @@ fn a_name_that_is_taken_is_refused_or_gets_a_number() {
     assert_eq!((ran.code, ran.result()["error"]["code"].as_str()), (11, Some("exists")), "{ran:?}");
     assert_eq!(lab.sh("git branch --list subagent/z"), "  subagent/z");
 }
+
+#[test]
+fn doctor_says_what_is_well_and_what_is_not_and_changes_nothing() {
+    let lab = Lab::new();
+    let ran = lab.run(&["doctor"]);
+    assert_eq!((ran.code, ran.stdout.matches("ok ").count()), (0, 6), "{ran:?}");
+    lab.internet.fault("POST", "/pulls", 1, What::Answer(403, &[], r#"{"message":"Resource not accessible"}"#.into()));
+    let ran = lab.run(&["doctor"]);
+    assert_eq!(ran.code, 1);
+    assert!(ran.stdout.contains("failed  pull requests: ") && ran.stdout.contains("hint: the token needs"), "{ran:?}");
+    lab.sh("git checkout -q --detach");
+    let checks = lab.run(&["doctor", "--json"]).json()["checks"].clone();
+    assert_eq!((checks[2]["check"].as_str(), checks[2]["ok"].as_bool()), (Some("base"), Some(false)), "{checks}");
+    assert_eq!(lab.sh("ls -d .worktrees .git/pi-subagent 2>/dev/null || git branch --list 'subagent/*'"), "");
+    assert!(lab.internet.world(|world| world.pulls.is_empty()));
+}

@@ -40,3 +40,44 @@ fn everything_goes_through_the_proxy_and_nothing_beside_it() {
     );
     assert!(connects.len() >= 2, "{connects:?}");
 }
+
+#[test]
+fn what_the_caller_has_not_committed_or_not_pushed_is_said_and_nothing_is_said_without_it() {
+    let lab = Lab::new();
+    let warned = |task: &str| {
+        lab.script(task, &format!("commit {task} a a; say done; settle"));
+        let events = lab.spawn(task, &[]).events();
+        let codes = events.iter().filter(|event| event["type"] == "warning").filter_map(|event| event["code"].as_str());
+        codes.map(str::to_owned).collect::<Vec<_>>()
+    };
+    assert_eq!(warned("x"), [""; 0]);
+    lab.sh("echo more >>README");
+    assert_eq!(warned("y"), ["parent_dirty"]);
+    lab.sh("git commit -qam more");
+    assert_eq!(warned("z"), ["base_differs"]);
+}
+
+#[test]
+fn model_thinking_tools_and_trust_are_those_of_the_caller() {
+    let lab = Lab::new();
+    lab.script("x", "commit a a a; say done; settle");
+    lab.script("y", "commit b b b; say done; settle");
+    let flags =
+        ["--model", "a/b", "--thinking", "high", "--tools", "read,bash", "--exclude-tools", "edit", "--trusted"];
+    assert_eq!(lab.spawn("x", &flags).code, 0);
+    assert_eq!(lab.spawn("y", &[]).code, 0);
+    let args = |task: &str| std::fs::read_to_string(lab.scripts.join(format!("{task}.args"))).unwrap();
+    for given in [
+        "--model\0a/b\0",
+        "--thinking\0high\0",
+        "--tools\0read,bash\0",
+        "--exclude-tools\0edit,spawn_subagent\0",
+        "--approve\0",
+    ] {
+        assert!(args("x").contains(given), "{given}: {}", args("x"));
+    }
+    for given in ["--exclude-tools\0spawn_subagent\0", "--no-approve\0"] {
+        assert!(args("y").contains(given), "{given}: {}", args("y"));
+    }
+    assert!(!args("y").contains("--model"));
+}
