@@ -103,6 +103,18 @@ impl Launch {
         self
     }
 
+    /// As a shell runs it with its output piped into another program: `pi-docker … | cat`.
+    pub fn piped(mut self) -> Self {
+        let mut shell = Command::new("sh");
+        shell.args(["-c", "\"$0\" \"$@\" | cat"]).arg(self.command.get_program()).args(self.command.get_args());
+        shell.env_clear().envs(self.command.get_envs().filter_map(|(name, value)| Some((name, value?))));
+        if let Some(dir) = self.command.get_current_dir() {
+            shell.current_dir(dir);
+        }
+        self.command = shell;
+        self
+    }
+
     /// Runs it to its end, without a terminal.
     pub fn run(self) -> Result<Ran> {
         self.start()?.finish()

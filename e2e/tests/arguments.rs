@@ -1,7 +1,7 @@
 //! What the user types reaches pi as it is, and pi's answer and status come back as they are.
 
 use anyhow::Result;
-use e2e::World;
+use e2e::{SOON, World};
 
 #[test]
 fn every_word_reaches_pi_unchanged() -> Result<()> {
@@ -52,6 +52,21 @@ fn what_is_piped_in_is_part_of_the_prompt() -> Result<()> {
     let world = World::new("tools")?;
     let ran = world.pi_docker().args(["-p", "Review this."]).input("a diff\nof two lines\n").run()?.expect(0)?;
     assert!(ran.stdout.contains("a diff\nof two lines") && ran.stdout.contains("Review this."), "{}", ran.stdout);
+    Ok(())
+}
+
+#[test]
+fn at_a_terminal_the_answer_can_be_piped_into_another_program() -> Result<()> {
+    let world = World::new("tools")?;
+    let mut terminal = world.pi_docker().args(["-p", "hello through a pipe"]).piped().start_on_terminal()?;
+    assert_eq!(terminal.finish(SOON)?.code(), Some(0), "{}", terminal.screen());
+    terminal.expect("hello through a pipe", SOON)?;
+    assert_eq!(world.internet.model()?.len(), 1);
+    // Without a prompt there is nothing that pi could do then.
+    let mut terminal = world.pi_docker().piped().start_on_terminal()?;
+    terminal.expect("no terminal, no prompt", SOON)?;
+    terminal.finish(SOON)?;
+    assert_eq!(world.internet.model()?.len(), 1);
     Ok(())
 }
 

@@ -39,12 +39,80 @@ fn what_cannot_work_is_refused_with_the_reason_and_nothing_is_started_or_lost() 
     fs::remove_file(world.auth_json())?;
 
     own(&world, "0:0")?;
-    refused(&world, hello(), "root")?;
-    own(&world, &world.user.numbers())?;
+    let ran = hello().run()?;
+    let hint = format!("hint: sudo chown -R {} {}", world.user.numbers(), world.repo.display());
+    assert!(ran.stderr.contains(&hint), "{}", ran.stderr);
+    refused(&world, hello(), "the repository belongs to root")?;
+    // A user who could not write in it is told so here, and not by git.
+    let numbers = world.user.numbers();
+    refused(&world, world.pi_docker().args(["--user", &numbers, "-p", "hello"]), "may not write in")?;
+    own(&world, &numbers)?;
     refused(&world, world.pi_docker().args(["--user", "0:0"]), "root")?;
 
     // The same words, where nothing is wrong.
     hello().run()?.expect(0)?;
+    Ok(())
+}
+
+#[test]
+fn a_session_that_docker_does_not_start_costs_no_login() -> Result<()> {
+    let world = World::new("tools")?;
+    world.log_in_with_key()?;
+    let login = fs::read_to_string(world.auth_json())?;
+    let overlay = world.path("no-such-network.json");
+    fs::write(&overlay, r#"{"networks": {"pi-net": {"external": true, "name": "pi-docker-no-such-network"}}}"#)?;
+    let files = format!("{}:{}", world.path("overlay.json").display(), overlay.display());
+    let ran = world.pi_docker().env("PI_DOCKER_COMPOSE_FILES", files).args(["-p", "hello"]).run()?;
+    assert_ne!(ran.code(), 0, "{ran:?}");
+    assert_eq!(fs::read_to_string(world.auth_json())?, login);
+    assert_eq!(world.leftovers()?, Vec::<String>::new());
+    world.pi_docker().args(["-p", "hello"]).run()?.expect(0)?;
+    assert_eq!(fs::read_to_string(world.auth_json())?, "{}");
+    Ok(())
+}
+
+#[test]
+fn a_slip_in_a_word_of_our_own_is_not_taken_for_a_prompt() -> Result<()> {
+    let world = World::new("tools")?;
+    for (words, meant) in [(&["--dryrun", "-p", "x"][..], "'--dry-run'"), (&["statsu"], "'pi-docker status'")] {
+        let ran = world.pi_docker().args(words).run()?.expect(2)?;
+        assert!(ran.stderr.contains(&format!("did you mean {meant}?\nhint: pi-docker -- ")), "{}", ran.stderr);
+    }
+    for help in [&["help"][..], &["-h"], &["help", "allow"], &["allow", "--help"]] {
+        let ran = world.bare_pi_docker().args(help).within(world.home()).run()?.expect(0)?;
+        assert!(ran.stdout.contains("Usage: pi-docker") && ran.stdout.contains("Examples:"), "{}", ran.stdout);
+    }
+    assert!(world.internet.requests()?.is_empty());
+    // The same word, meant for pi.
+    let ran = world.pi_docker().args(["--", "-p", "statsu"]).run()?.expect(0)?;
+    assert_eq!(ran.stdout.trim(), "statsu");
+    Ok(())
+}
+
+#[test]
+fn a_path_may_hold_any_character_and_one_that_is_no_text_is_refused() -> Result<()> {
+    use std::os::unix::ffi::OsStringExt;
+    let world = World::new("tools")?;
+    for name in ["a: b,c=d", "it's \"$HOME\" `x`", "one\ntwo", "größe 日本"] {
+        let folder = world.path(name);
+        let text = folder.display().to_string();
+        world.git_in_home(&["init", "--quiet", &text])?;
+        world.git_in_home(&["-C", &text, "commit", "--quiet", "--allow-empty", "-m", "Begin"])?;
+        let prompt = "sh: echo x >made && git add made && git commit -qm made && git log --oneline | wc -l";
+        let ran = world.pi_docker().within(&folder).args(["-p", prompt]).run()?.expect(0)?;
+        assert_eq!(ran.stdout.trim(), "2", "{name:?}: {}", ran.stderr);
+        assert!(folder.join("made").is_file());
+        assert_eq!(world.git_in_home(&["-C", &text, "rev-list", "--count", "main"])?, "2", "{name:?}");
+        assert!(!ran.stderr.contains("one\ntwo"), "{}", ran.stderr);
+    }
+    let odd = world.path("").join(std::ffi::OsString::from_vec(vec![b'o', 0xff]));
+    fs::create_dir(&odd)?;
+    world.user.own(&odd)?;
+    fs::create_dir_all(odd.join(".git/objects"))?;
+    fs::write(odd.join(".git/HEAD"), "ref: refs/heads/main\n")?;
+    world.user.own(&odd)?;
+    let ran = world.pi_docker().within(&odd).args(["-p", "hello"]).run()?.expect(1)?;
+    assert!(ran.stderr.contains("it is not valid UTF-8"), "{}", ran.stderr);
     Ok(())
 }
 

@@ -92,6 +92,33 @@ fn logs_show_what_was_said_beside_pi_while_it_runs_and_afterwards() -> Result<()
 }
 
 #[test]
+fn docker_compose_shows_and_restarts_the_proxy_by_the_project_that_is_printed() -> Result<()> {
+    let world = World::new("tools")?;
+    let mut run = world.pi_docker().args(["-p", "hold"]).start()?;
+    run.until_asked(&world.internet, "hold", 0)?;
+    let session = world.wait_for_session()?;
+    let file = world.install_dir().join("docker-compose.yml").display().to_string();
+    let compose = |words: &[&str]| -> Result<String> {
+        let mut command = world.user.command("docker", &world.home());
+        for name in ["DOCKER_HOST"] {
+            command.envs(std::env::var_os(name).map(|value| (name, value)));
+        }
+        command.args(["compose", "-f", &file, "-p", &session.project]).args(words).current_dir("/");
+        let output = command.output()?;
+        anyhow::ensure!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+    };
+    assert!(compose(&["logs", "proxy"])?.contains("api.anthropic.com:443"));
+    compose(&["restart", "proxy"])?;
+    let curl = "curl -s -o /dev/null -w '%{http_code}' --cacert ~/.config/pi-docker/ca.pem https://api.github.com/user";
+    wait_until("the proxy is back", SOON, || Ok((session.sh(curl)?.1.trim() == "401").then_some(())))?;
+    world.internet.open_gate("go on")?;
+    run.finish()?.expect(0)?;
+    assert_eq!(world.leftovers()?, Vec::<String>::new());
+    Ok(())
+}
+
+#[test]
 fn stop_returns_when_nothing_is_left_of_the_session() -> Result<()> {
     let world = World::new("tools")?;
     let stop = |words: &[&str]| world.bare_pi_docker().arg("stop").args(words).run();

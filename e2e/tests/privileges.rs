@@ -4,6 +4,7 @@ use std::fs;
 use std::os::unix::fs::MetadataExt;
 
 use anyhow::Result;
+use e2e::held::Held;
 use e2e::{World, docker};
 
 #[test]
@@ -92,5 +93,21 @@ fn nothing_outside_the_workspace_home_and_tmp_can_be_written() -> Result<()> {
         assert_eq!(answer, if writable { "yes" } else { "no" }, "{dir}");
     }
     assert_eq!(said.trim().lines().count(), 11, "{said}");
+    Ok(())
+}
+
+// That the search above can fail.
+
+#[test]
+#[ignore = "long: a session with a secret in its environment"]
+fn a_secret_in_the_environment_is_found_by_whoever_looks_around() -> Result<()> {
+    let held = Held::altered(&[(
+        "docker-compose.yml",
+        "      PI_DOCKER_SESSION: ${PI_DOCKER_SESSION:-}\n",
+        "      PI_DOCKER_SESSION: ${PI_DOCKER_SESSION:-}\n      LEAK: sk-ant-test-leak\n",
+    )])?;
+    let said = held.sh(SEARCH)?;
+    assert!(said.contains("key: LEAK=sk-ant-test-leak"), "{said}");
+    assert!(docker::inspect(&held.session.agent)?.to_string().contains("sk-ant-test-leak"));
     Ok(())
 }

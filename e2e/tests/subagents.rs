@@ -1,8 +1,11 @@
 //! The real pi in its RPC mode, as a person's editor drives it: subagents side by side, an error beside a success, cancel,
 //! and the commands about worktrees.
 
+use std::fs;
+
 use anyhow::Result;
 use e2e::rpc::Rpc;
+use e2e::session::Session;
 use e2e::{SOON, World, evidence, wait_until};
 use serde_json::{Value, json};
 
@@ -14,8 +17,34 @@ fn ended<'a>(records: &'a [Value], task: &str) -> &'a Value {
             .find(|start| start["type"] == "tool_execution_start" && start["toolCallId"] == record["toolCallId"]);
         started.is_some_and(|start| start["args"]["task_name"] == task)
     };
-    let ends = records.iter().filter(|record| record["type"] == "tool_execution_end");
-    ends.filter(of_task).next_back().unwrap_or_else(|| panic!("no end of {task}: {records:#?}"))
+    let mut ends = records.iter().rev().filter(|record| record["type"] == "tool_execution_end");
+    ends.find(of_task).unwrap_or_else(|| panic!("no end of {task}: {records:#?}"))
+}
+
+/// What the extension offers for `/cleanup-worktree al`; pi asks for it only on a terminal.
+const COMPLETE: &str = r#"node -e '
+import("/home/pi/.pi/agent/extensions/worktree-subagent.ts").then(async (extension) => {
+  const commands = {};
+  extension.default({ registerTool() {}, on() {}, registerCommand: (name, command) => (commands[name] = command) });
+  const items = await commands["cleanup-worktree"].getArgumentCompletions("al");
+  console.log(JSON.stringify(items.map((item) => item.value)));
+})' 2>/dev/null"#;
+
+/// Arguments and environment of every process in the agent's container, as the host's root sees them.
+fn processes(session: &Session) -> Result<String> {
+    let space = |pid: &str| fs::read_link(format!("/proc/{pid}/ns/pid")).ok();
+    let ours = space(&session.pid()?.to_string());
+    let mut all = String::new();
+    for entry in fs::read_dir("/proc")? {
+        let pid = entry?.file_name().to_string_lossy().into_owned();
+        if pid.bytes().all(|byte| byte.is_ascii_digit()) && space(&pid) == ours {
+            for what in ["cmdline", "environ"] {
+                let bytes = fs::read(format!("/proc/{pid}/{what}")).unwrap_or_default();
+                all.push_str(&String::from_utf8_lossy(&bytes).replace('\0', "\n"));
+            }
+        }
+    }
+    Ok(all)
 }
 
 fn cost(pi: &mut Rpc) -> Result<f64> {
@@ -75,6 +104,8 @@ fn an_error_in_one_leaves_the_others_alone_and_everything_is_told_and_paid() -> 
     // What is listed is what is there; what is not safe stays.
     let listed = pi.command("/worktrees")?;
     assert!(["good", "also-good", "bad"].iter().all(|task| listed.contains(task)), "{listed}");
+    let completed = pi.ask(json!({ "type": "bash", "command": COMPLETE }))?;
+    assert_eq!(completed["output"].as_str().map(str::trim), Some(r#"["also-good"]"#), "{completed}");
     let session = world.wait_for_session()?;
     assert!(session.sh("echo mine >/workspace/.worktrees/good/unsaved.txt")?.0);
     let kept = pi.command("/cleanup-worktree good")?;
@@ -110,6 +141,9 @@ fn a_cancel_ends_a_subagent_with_all_it_started_and_keeps_its_work_and_none_star
     let session = world.wait_for_session()?;
     let alive = || session.sh("kill -0 $(cat /tmp/slow.pid) && pgrep -x sleep >/dev/null");
     wait_until("the subagent is in its tool", SOON, || Ok(alive()?.0.then_some(())))?;
+    let seen = processes(&session)?;
+    assert!(seen.contains("pi-subagent\nspawn") && seen.contains("PI_SUBAGENT_TASK=slow"), "{seen}");
+    assert!(!seen.contains(&world.token) && !seen.contains(&world.key), "a process shows a secret");
     let from = pi.records().len();
     pi.ask(json!({ "type": "abort" }))?;
     let end = pi.wait("the tool has ended", 0, |record| record["type"] == "tool_execution_end")?;

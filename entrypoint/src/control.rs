@@ -1,6 +1,6 @@
 //! What the launcher and PID 1 tell each other: files in a directory that only root can reach in the container.
 //!
-//! ready (pi is about to be executed), log (one line each), result.json (the last thing written), heartbeat (read). They are
+//! ready (pi has been executed), log (one line each), result.json (the last thing written), heartbeat (read). They are
 //! written as the user, whose directory it is on the host. None of this may fail a session: what cannot be written is left out.
 
 use std::cell::Cell;

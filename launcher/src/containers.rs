@@ -96,7 +96,7 @@ pub(crate) fn clean_up(docker: &Docker, home: &Home, run: RunDir) -> Result<()> 
 
 /// The first half of the clean-up: everything but the session's own folder.
 pub(crate) fn take_down(docker: &Docker, home: &Home, run: &RunDir) -> Result<()> {
-    let wiped = recover::wipe(&run.record).map(drop);
+    let wiped = recover::wipe(&run.record, &run.path).map(drop);
     if !run.record.has_no_repository() {
         recover::keep_logs(docker, home, &run.record, &run.path);
     }

@@ -121,17 +121,32 @@ impl AuthFile {
     }
 }
 
-/// GitHub's token: the environment's, else the first line of `file`; empty counts as none.
+/// GitHub's token: the environment's, else the first line of `file`; empty counts as none. PID 1 takes no token that could become a
+/// second line or field of a file it is written to.
 pub(crate) fn github_token(from_env: Option<&Secret>, file: &Path) -> Result<Option<Secret>> {
+    let one_word = |token: Secret, place: String| {
+        if token.expose().bytes().all(|byte| byte.is_ascii_graphic() && !b"\"\\'".contains(&byte)) {
+            return Ok(Some(token));
+        }
+        Err(hinted(
+            format!(
+                "cannot use the GitHub token in {place}: it holds a space, a quote or another character that no token has"
+            ),
+            "put the token there alone, without quotes",
+        ))
+    };
     if let Some(token) = from_env {
-        return Ok(Some(token.clone()));
+        return one_word(token.clone(), "PI_GH_TOKEN".to_owned());
     }
     match read_bounded(file, 64 << 10) {
         Ok(bytes) => {
             let text = String::from_utf8(bytes).map_err(|_| {
                 hinted(format!("cannot use '{}': it is not text", file.display()), "put the token alone into it")
             })?;
-            Ok(text.lines().find_map(Secret::new))
+            match text.lines().find_map(Secret::new) {
+                Some(token) => one_word(token, format!("'{}'", file.display())),
+                None => Ok(None),
+            }
         }
         Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(None),
         Err(e) => Err(e).with_context(|| format!("cannot read '{}'", file.display())),
@@ -255,5 +270,16 @@ mod tests {
         assert_eq!(github_token(None, &path).unwrap().unwrap().expose(), "github_pat_x");
         let (_dir, path) = file("\n");
         assert!(github_token(None, &path).unwrap().is_none());
+    }
+
+    #[test]
+    fn a_token_that_is_not_one_word_is_refused_by_its_place_and_not_shown() {
+        for text in ["hunter2 two", "\"hunter2\"", "'hunter2'", "hunter2\\", "hunter2é"] {
+            let (_dir, path) = file(text);
+            let refused = format!("{:#}", github_token(None, &path).unwrap_err());
+            assert!(refused.contains("auth.json") && !refused.contains("hunter2"), "{refused}");
+            let refused = format!("{:#}", github_token(Secret::new(text).as_ref(), &path).unwrap_err());
+            assert!(refused.contains("PI_GH_TOKEN") && !refused.contains("hunter2"), "{refused}");
+        }
     }
 }

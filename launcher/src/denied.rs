@@ -38,12 +38,13 @@ pub(crate) struct Kept {
 }
 
 pub(crate) const NOT_LISTED: &str = "not on the list";
+const UNREACHABLE: &str = "on the list, but not to be reached: no network, no DNS, or nobody answers";
 
 impl Denial {
     /// Reads a line of squid's log (`logformat pi` in squid.conf); `None` if nothing was refused there.
     pub(crate) fn parse(line: &str, allowed: &[Domain]) -> Option<Denial> {
         let fields: Vec<&str> = line.split(' ').collect();
-        let [time, _, method, _, tag, _, _, _, sni, url] = fields[..] else { return None };
+        let [time, _, method, status, tag, _, _, _, sni, url] = fields[..] else { return None };
         let time = time.split('.').next()?.parse().ok()?;
         let (host, port) = if method == "CONNECT" {
             let (host, port) = url.rsplit_once(':')?;
@@ -67,6 +68,9 @@ impl Denial {
             }
         } else if method == "CONNECT" && tag.starts_with("NONE_NONE") && sni != "-" && !same_host(sni, &host) {
             format!("the TLS greeting names another host, {sni}")
+        } else if method == "CONNECT" && tag.starts_with("NONE_NONE") && sni != "-" && status.starts_with('5') {
+            // Squid says so in plain text, inside what was to become TLS: a client shows no more than "wrong version number".
+            UNREACHABLE.to_owned()
         } else {
             return None;
         };
@@ -181,12 +185,18 @@ mod tests {
                 "github.com",
                 "the TLS greeting names another host, evil.example",
             ),
+            (
+                "1795548379.693 10.0.0.3 CONNECT 500 NONE_NONE - 0 0 api.github.com api.github.com:443",
+                "api.github.com",
+                UNREACHABLE,
+            ),
         ] {
             assert_eq!(denial(line), Some((host.to_owned(), reason.to_owned())), "{line}");
         }
         for line in [
             "1795465081.242 10.0.0.3 CONNECT 200 NONE_NONE - 0 120 api.github.com api.github.com:443",
             "1795465081.242 10.0.0.3 CONNECT 200 TCP_TUNNEL 1.1.1.1 900 120 github.com github.com:443",
+            "1795465081.242 10.0.0.3 CONNECT 500 NONE_NONE - 0 0 - github.com:443",
             "1795465081.243 10.0.0.3 - 0 NONE_NONE - 0 517 - error:transaction-end-before-headers",
             "2026/11/23 20:18:00| Starting Squid Cache",
             "",

@@ -181,8 +181,9 @@ impl Docker {
 
     /// Removes every container and network of a compose project; a session's networks are its own. Stops nothing gently.
     ///
-    /// Docker's own command may be removing the same things: what it has under way is an error to whoever asks again, and keeps a
-    /// network in use. So what counts is that nothing is left.
+    /// Docker's own command may be removing the same things, or may have been killed with the engine still making them: what is
+    /// under way is an error to whoever asks again, keeps a network in use, or comes after the list. So what counts is that
+    /// nothing is left.
     pub(crate) fn remove_project(&self, project: &str) -> Result<()> {
         let filter = format!("label=com.docker.compose.project={project}");
         let deadline = Instant::now() + STOP;
@@ -193,22 +194,30 @@ impl Docker {
                 (containers, networks.join().unwrap_or_else(|_| Err(anyhow!("cannot list networks"))))
             });
             let (containers, networks) = (containers?, networks?);
-            let removed = self.remove(&["rm", "--force", "--volumes"], containers).and_then(|()| {
-                thread::scope(|scope| {
-                    let ends: Vec<_> = networks
-                        .into_iter()
-                        .map(|network| scope.spawn(|| self.remove(&["network", "rm", "--force"], vec![network])))
-                        .collect();
-                    ends.into_iter()
-                        .map(|end| end.join().unwrap_or_else(|_| Err(anyhow!("cannot remove the networks"))))
-                        .fold(Ok(()), Result::and)
-                })
-            });
+            if containers.is_empty() && networks.is_empty() {
+                return Ok(());
+            }
+            let removed =
+                self.remove(&["rm", "--force", "--volumes"], containers).and_then(|()| self.remove_networks(networks));
             match removed {
+                Ok(()) => {}
                 Err(_) if Instant::now() < deadline => thread::sleep(AGAIN),
-                removed => return removed,
+                Err(e) => return Err(e),
             }
         }
+    }
+
+    /// Each takes its time, so all at once.
+    fn remove_networks(&self, networks: Vec<String>) -> Result<()> {
+        thread::scope(|scope| {
+            let ends: Vec<_> = networks
+                .into_iter()
+                .map(|network| scope.spawn(|| self.remove(&["network", "rm", "--force"], vec![network])))
+                .collect();
+            ends.into_iter()
+                .map(|end| end.join().unwrap_or_else(|_| Err(anyhow!("cannot remove the networks"))))
+                .fold(Ok(()), Result::and)
+        })
     }
 
     fn remove(&self, verb: &[&str], ids: Vec<String>) -> Result<()> {

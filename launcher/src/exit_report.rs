@@ -4,7 +4,7 @@
 //! A file counts as changed by its change time, which no container can set. The tree is the agent's: no link in it is followed,
 //! nothing in it is opened, and a tree without end costs no more than a moment.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::HashMap;
 use std::fs::{self, Metadata};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
@@ -24,6 +24,7 @@ use crate::repo::Place;
 use crate::run_dir::Record;
 use crate::session::unix_now;
 use crate::terminal::{Terminal, printable};
+use crate::traffic::{self, Host};
 
 /// Files that a tool runs, or reads what to run from, when somebody enters the folder, opens it, or does what is done there daily.
 const FILES: &[&str] = &[
@@ -96,15 +97,6 @@ pub(crate) struct Report {
     pub(crate) commits: Vec<String>,
 }
 
-/// What went to one host and came from it, in bytes; TLS included.
-#[derive(Debug, Default, Serialize, Deserialize)]
-struct Host {
-    host: String,
-    connections: u64,
-    sent: u64,
-    received: u64,
-}
-
 #[derive(Debug, Serialize, Deserialize)]
 struct Refused {
     host: String,
@@ -128,7 +120,7 @@ impl Report {
             linked_outside: tree.linked_outside(),
             host_files: tree.host_files,
             complete: tree.complete,
-            hosts: hosts(log),
+            hosts: traffic::hosts(log),
             refused: refused(log, &allowed, record),
             commits: Vec::new(),
         }
@@ -164,7 +156,8 @@ impl Report {
         }
     }
 
-    fn lines(&self) -> Vec<String> {
+    /// The whole of it, for a person.
+    pub(crate) fn lines(&self) -> Vec<String> {
         let now = std::time::SystemTime::now();
         let minutes = self.ended.saturating_sub(self.started).div_ceil(60);
         let mut lines =
@@ -234,28 +227,6 @@ fn size(bytes: u64) -> String {
         10_000..=9_999_999 => format!("{} kB", bytes / 1000),
         _ => format!("{} MB", bytes / 1_000_000),
     }
-}
-
-/// What went through each tunnel, by squid's log (`logformat pi` in squid.conf).
-fn hosts(log: &str) -> Vec<Host> {
-    let mut hosts: BTreeMap<String, Host> = BTreeMap::new();
-    for line in log.lines() {
-        let fields: Vec<&str> = line.split(' ').collect();
-        let [_, _, "CONNECT", _, "TCP_TUNNEL", _, received, sent, _, url] = fields[..] else { continue };
-        let (Ok(received), Ok(sent)) = (received.parse::<u64>(), sent.parse::<u64>()) else { continue };
-        let Some(name) = url.rsplit_once(':').and_then(|(name, _)| Domain::parse(name).ok()) else { continue };
-        if hosts.len() >= MOST && !hosts.contains_key(name.as_str()) {
-            continue;
-        }
-        let host = hosts.entry(name.as_str().to_owned()).or_default();
-        name.as_str().clone_into(&mut host.host);
-        host.connections += 1;
-        host.sent = host.sent.saturating_add(sent);
-        host.received = host.received.saturating_add(received);
-    }
-    let mut hosts: Vec<Host> = hosts.into_values().collect();
-    hosts.sort_by_key(|host| std::cmp::Reverse(host.sent));
-    hosts
 }
 
 fn refused(log: &str, allowed: &[Domain], record: &Record) -> Vec<Refused> {
@@ -429,17 +400,5 @@ mod tests {
     fn a_tree_without_end_is_said_and_left() {
         let dir = tempfile::tempdir().unwrap();
         assert!(!Tree::look(dir.path(), (0, 0), Instant::now() - Duration::from_secs(1)).complete);
-    }
-
-    #[test]
-    fn bytes_are_counted_by_host() {
-        let log = "1.1 10.0.0.3 CONNECT 200 NONE_NONE - 0 116 a.com a.com:443\n\
-                   1.1 10.0.0.3 CONNECT 200 TCP_TUNNEL 1.1.1.1 900 120 a.com a.com:443\n\
-                   1.1 10.0.0.3 CONNECT 200 TCP_TUNNEL 1.1.1.1 100 5 A.com A.com:443\n\
-                   1.1 10.0.0.3 CONNECT 200 TCP_TUNNEL 1.1.1.1 1 9999 b.com b.com:443\n\
-                   nonsense\n";
-        let hosts = hosts(log);
-        let shown: Vec<_> = hosts.iter().map(|h| (h.host.as_str(), h.connections, h.sent, h.received)).collect();
-        assert_eq!(shown, [("b.com", 1, 9999, 1), ("a.com", 2, 125, 1000)]);
     }
 }

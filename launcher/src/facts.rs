@@ -144,7 +144,10 @@ pub(crate) fn offer_to_keep(auth: &AuthFile, config: &Config, home: &Home, termi
         "At the end of a session '{}' is emptied, so that no login stays behind: a pi on this machine is logged out too.",
         printable(&path)
     ));
-    let keep = terminal.can_ask() && terminal.confirm("Keep the login instead, now and from now on?", "")?;
+    if !terminal.can_ask() {
+        return Ok(false);
+    }
+    let keep = terminal.confirm("Keep the login instead, now and from now on?", "")?;
     let cannot = || format!("cannot write into '{}'", home.dir().display());
     if keep {
         let file = home.join("config.toml");

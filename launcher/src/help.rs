@@ -70,7 +70,8 @@ Exit status: 0 if the list is as asked for, and in force in every session that i
 
 pub(crate) const DENIED: &str = "\
 What was refused is kept after a session's end, in denied.log in pi-docker's own folder, up to a size. A host that is not on the list \
-comes with the command that allows it; what no list can allow (a port other than 443, an address, plain HTTP) says why.
+comes with the command that allows it; what no list can allow (a port other than 443, an address, plain HTTP) says why, and so does \
+a host that is listed and cannot be reached.
 
 Examples:
   pi-docker denied           by host, the last one last

@@ -39,6 +39,7 @@ mod sessions;
 mod settings;
 mod signals;
 mod terminal;
+mod traffic;
 mod trial;
 mod update;
 mod verify;

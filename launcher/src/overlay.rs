@@ -51,7 +51,8 @@ pub(crate) fn render(plan: &Plan) -> String {
     }
     overlay["services"]["pi"] = pi;
     escape(&mut overlay);
-    printable(&format!("{overlay:#}")).replace(&format!("\"{RESET}\""), "!reset null")
+    // With the colon: within a string the quote would have a backslash before it.
+    printable(&format!("{overlay:#}")).replace(&format!(": \"{RESET}\""), ": !reset null")
 }
 
 /// JSON leaves the upper control characters as they are; YAML, which docker compose reads, refuses them, and a terminal obeys them.
@@ -121,5 +122,18 @@ mod tests {
         assert_eq!(pi["environment"]["PI_DOCKER_UID"], "1000");
         assert_eq!(pi["environment"]["PI_DOCKER_CANARY"], "10.0.0.2:4711");
         assert_eq!(overlay["volumes"]["cache"]["name"], "pi-docker-cache-id");
+    }
+
+    #[test]
+    fn a_folder_whose_name_ends_in_a_tag_or_has_upper_control_characters_stays_what_it_is() {
+        let mut plan = plan("", &[]);
+        plan.mounts[0].source = "/r/\"!reset\u{9b}".into();
+        plan.mounts[1].source = "/r/\"!reset".into();
+        let text = render(&plan);
+        assert!(!text.contains('\u{9b}'), "{text}");
+        let overlay: Value = serde_json::from_str(&text).unwrap();
+        let volumes = &overlay["services"]["pi"]["volumes"];
+        assert_eq!(volumes[0]["source"], "/r/\"!reset\u{9b}");
+        assert_eq!(volumes[1]["source"], "/r/\"!reset");
     }
 }

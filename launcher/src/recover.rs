@@ -43,7 +43,7 @@ impl Orphans {
     /// Empties auth.json where one of them has left its login behind. Needs no engine.
     pub(crate) fn wipe(&self, terminal: &Terminal) -> Result<()> {
         for found in &self.0 {
-            if wipe(&found.record)? {
+            if wipe(&found.record, &found.path)? {
                 let path = found.record.auth.display().to_string();
                 terminal.say(&format!(
                     "session {} did not end by itself: emptied '{}'",
@@ -94,11 +94,11 @@ pub(crate) fn keep_logs(docker: &Docker, home: &Home, record: &Record, run: &Pat
     let _ = std::fs::write(state.join("last.log"), log);
 }
 
-/// Empties the session's auth.json on the host if it still holds what the session found there, unless it is to be kept.
-/// True if it was emptied now.
-pub(crate) fn wipe(record: &Record) -> Result<bool> {
+/// Empties the session's auth.json on the host if it still holds what the session found there, unless it is to be kept, or pi never
+/// ran in the session, whose folder is `run`. True if it was emptied now.
+pub(crate) fn wipe(record: &Record, run: &Path) -> Result<bool> {
     match &record.auth_digest {
-        Some(digest) if !record.keep_auth => {
+        Some(digest) if !record.keep_auth && run_dir::began(run) => {
             wipe_if_unchanged(&record.auth, digest).with_context(|| format!("cannot empty '{}'", record.auth.display()))
         }
         _ => Ok(false),

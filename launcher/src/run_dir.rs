@@ -136,6 +136,11 @@ impl RunDir {
     }
 }
 
+/// Whether pi ran in the session whose folder this is: PID 1 says so as soon as it does.
+pub(crate) fn began(run: &Path) -> bool {
+    run.join("control/ready").exists()
+}
+
 /// Keeps starts and clean-ups apart: nobody sees a folder whose lock is not yet taken.
 pub(crate) fn lock_runs(home: &Home) -> Result<File> {
     let lock = lock_file(&home.runs().join(".lock"))?;

@@ -15,6 +15,7 @@ use crate::cli::{GitMode, Options};
 use crate::config::{Config, utf8};
 use crate::containers;
 use crate::docker::Docker;
+use crate::error::hinted;
 use crate::exit_report::Report;
 use crate::facts::{Facts, offer_to_keep, words_for_pi};
 use crate::files::Maker;
@@ -29,7 +30,7 @@ use crate::plan::{self, Choices, Names, Places, Plan};
 use crate::private_side::{PrivateSide, Ready};
 use crate::recover::Orphans;
 use crate::repo::Place;
-use crate::run_dir::{Record, RunDir};
+use crate::run_dir::{self, Record, RunDir};
 use crate::terminal::{Terminal, printable};
 use crate::update;
 
@@ -76,6 +77,9 @@ pub(crate) fn start(config: Config, options: &Options, pi_args: Vec<OsString>) -
     update::notice(&config, &home, &terminal);
     let mut keep_auth = options.keep_auth || config.setting("PI_DOCKER_KEEP_AUTH") == Some("1");
     if !options.dry_run {
+        if pi_args.is_empty() && !Terminal::has_input() {
+            return Err(hinted("cannot start pi: no terminal, no prompt and no input", "pi-docker -p \"PROMPT\""));
+        }
         facts.ask(&terminal, &config, &home)?;
         keep_auth = keep_auth || offer_to_keep(&facts.auth, &config, &home, &terminal)?;
     }
@@ -117,7 +121,7 @@ impl Session<'_> {
             containers::run(&self.docker, &foreground, &run, &plan.command, heartbeat)
         });
         // Whatever happens now, what the proxy has seen is read before it goes.
-        let seen = run.path.join("control/ready").exists().then(|| self.docker.logs(&run.record.proxy()));
+        let seen = run_dir::began(&run.path).then(|| self.docker.logs(&run.record.proxy()));
         // The commits are fetched from files: nothing of the engine's is needed for it any more.
         let (report, fetched, taken) = thread::scope(|scope| {
             let taken = scope.spawn(|| containers::take_down(&self.docker, self.home, &run));

@@ -9,8 +9,6 @@ use std::thread;
 use std::time::{Duration, Instant, SystemTime};
 
 use anyhow::{Context, Result};
-use nix::sys::signal::{Signal, kill};
-use nix::unistd::Pid;
 use serde_json::{Value, json};
 
 use crate::allowlist::{self, Domain};
@@ -81,29 +79,32 @@ pub(crate) fn stop(config: &Config, all: bool) -> Result<u8> {
     if running.is_empty() && orphans.is_empty() {
         return Err(scene.none());
     }
-    for (record, _) in &running {
-        scene.terminal.say(&format!("ending {} …", record.project));
-        // Its launcher ends the container as for a closed terminal, and cleans up; the lock that it holds says that it is there.
-        let pid = i32::try_from(record.pid).map(Pid::from_raw).context("cannot end a session without a process")?;
-        kill(pid, Signal::SIGTERM).with_context(|| format!("cannot end {}", record.project))?;
-    }
+    running.iter().for_each(|(record, _)| scene.terminal.say(&format!("ending {} …", record.project)));
+    thread::scope(|scope| {
+        let ends: Vec<_> = running.iter().map(|(record, _)| scope.spawn(|| end(&scene, record))).collect();
+        ends.into_iter().map(|end| end.join().unwrap_or(Ok(()))).fold(Ok(()), Result::and)
+    })?;
     orphans.wipe(&scene.terminal)?;
     let cleaned = orphans.remove(&scene.home, &scene.docker, &scene.terminal);
+    Ok(u8::from(!cleaned))
+}
+
+/// Ends one session and waits until its launcher has taken everything away.
+fn end(scene: &Scene, record: &Record) -> Result<()> {
     let deadline = Instant::now() + GONE;
-    let is_there =
-        |session: &str| run_dir::running(&scene.home).map(|all| all.iter().any(|(r, _)| r.session == session));
-    for (record, _) in &running {
-        while is_there(&record.session)? {
-            if Instant::now() > deadline {
-                return Err(hinted(
-                    format!("cannot end {}: it is still there after {} s", record.project, GONE.as_secs()),
-                    format!("docker kill {}", record.container),
-                ));
-            }
+    while run_dir::running(&scene.home)?.iter().any(|(running, _)| running.session == record.session) {
+        if Instant::now() > deadline {
+            return Err(hinted(
+                format!("cannot end {}: it is still there after {} s", record.project, GONE.as_secs()),
+                format!("docker kill {}", record.container),
+            ));
+        }
+        // A session that is just starting has no container yet, one that is ending no longer.
+        if scene.docker.stop(&record.container).is_err() {
             thread::sleep(LOOK);
         }
     }
-    Ok(u8::from(!cleaned))
+    Ok(())
 }
 
 /// Fetches what has been committed so far in the sessions of the repository that the user is in.

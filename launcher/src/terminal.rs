@@ -27,8 +27,11 @@ impl Terminal {
         io::stdin().is_terminal() && io::stdout().is_terminal()
     }
 
-    /// Whether anything can come from stdin.
+    /// Whether pi gets anything from stdin: a terminal is no input where pi has no terminal (`pi-docker -p … | less`).
     pub(crate) fn has_input() -> bool {
+        if io::stdin().is_terminal() {
+            return Terminal::is_interactive();
+        }
         let null = fs::metadata("/dev/null").map(|null| null.rdev()).ok();
         null.is_none() || fs::metadata("/dev/stdin").map(|stdin| stdin.rdev()).ok() != null
     }

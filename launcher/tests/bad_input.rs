@@ -113,6 +113,11 @@ fn a_dead_launchers_login_is_emptied_even_without_an_engine() {
     });
     scene.write("home/run/0badcafe/owner", &record.to_string());
     scene.run("repo", &["--yes"]).fails_with(1, "cannot reach the Docker engine");
+    let kept = fs::read_to_string(scene.path("user/.pi/agent/auth.json")).unwrap();
+    assert_eq!(kept, login, "pi never ran in that session");
+
+    scene.write("home/run/0badcafe/control/ready", "{}");
+    scene.run("repo", &["--yes"]).fails_with(1, "cannot reach the Docker engine");
     assert_eq!(fs::read_to_string(scene.path("user/.pi/agent/auth.json")).unwrap(), "{}");
     assert!(scene.path("home/run/0badcafe").exists(), "what needs the engine is left for the next start");
 

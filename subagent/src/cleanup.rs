@@ -156,6 +156,7 @@ fn remove(workspace: &Workspace, dir: &TaskDir, state: &State, keep_branch: bool
             .or_fail(Code::Internal, || format!("cannot move '{}'", worktree.path.display()))?;
         fs::remove_dir_all(&gone).or_fail(Code::Internal, || format!("cannot remove '{}'", gone.display()))?;
     }
+    worktree.clear_stale_locks();
     worktree.remove()?;
     if !keep_branch {
         drop_branch(workspace, &state.branch)?;
@@ -191,6 +192,7 @@ async fn discard(workspace: &Workspace, store: &Store, dir: &TaskDir, state: &St
             .reference(&trash_ref, tip.id(), true, "pi-subagent: discarded")
             .or_fail(Code::Internal, || format!("cannot write '{trash_ref}'"))?;
     }
+    worktree.clear_stale_locks();
     worktree.remove()?;
     drop_branch(workspace, &state.branch)?;
     let records = store.dir().join("trash");

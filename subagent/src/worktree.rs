@@ -41,6 +41,7 @@ impl Worktree {
         if self.admin.join("HEAD").exists() {
             return Ok(());
         }
+        self.clear_stale_locks();
         make_branch(&workspace.shared()?, task, start)?;
         self.administer(workspace, task)?;
         self.git().run(&["reset", "--quiet"]).await.map(|_| ()).map_err(|failure| failure.code(Code::Setup))
@@ -64,6 +65,7 @@ impl Worktree {
     pub(crate) fn prepare(&self, workspace: &Workspace, task: &TaskName, start: Oid) -> Result<PathBuf> {
         ignore_worktrees(&workspace.common)?;
         let repository = workspace.shared()?;
+        self.clear_stale_locks();
         make_branch(&repository, task, start)?;
         self.administer(workspace, task)?;
         let fresh = self.unborn();
@@ -171,10 +173,14 @@ impl Worktree {
         Ok(())
     }
 
-    /// Locks of a git that was killed: whoever could hold one has been ended.
+    /// Locks of a git, or of us, that was killed: whoever could hold one has been ended, and the task is ours.
     pub(crate) fn clear_stale_locks(&self) {
         for name in ["index.lock", "HEAD.lock"] {
             let _ = fs::remove_file(self.admin.join(name));
+        }
+        // `<common>/worktrees/<task>` and `<common>/refs/heads/subagent/<task>`.
+        if let (Some(common), Some(task)) = (self.admin.ancestors().nth(2), self.admin.file_name()) {
+            let _ = fs::remove_file(common.join(format!("refs/heads/subagent/{}.lock", task.display())));
         }
     }
 

@@ -2,7 +2,8 @@
 //!
 //! Each run is PID 1 of new PID, mount and network namespaces with the session's files mounted where the container has them, on the
 //! machine's own file system. Times are from the moment before `execve` of the subject to the first instruction of a main program
-//! of 1 KB, and from SIGTERM to the end of PID 1. Needs root, a C compiler, node, strace, and the packages of dev/anchors.
+//! of 1 KB, and from SIGTERM to the end of PID 1. `run` beside this builds what is measured and starts it.
+#![allow(clippy::disallowed_methods, reason = "a bench starts programs")]
 
 mod namespaces;
 
@@ -58,11 +59,8 @@ fn subjects(ours: &str, chain: &str) -> Vec<Subject> {
 fn main() {
     let rounds: usize = std::env::args().nth(1).map_or(40, |rounds| rounds.parse().expect("a number of rounds"));
     let here = Path::new(env!("CARGO_MANIFEST_DIR"));
-    let ours = std::env::var("PI_ENTRYPOINT_UNDER_TEST").unwrap_or_else(|_| {
-        here.join("../../target/x86_64-unknown-linux-musl/pid1/pi-entrypoint").display().to_string()
-    });
-    let ours = std::fs::canonicalize(&ours)
-        .expect("cargo build --profile pid1 --target x86_64-unknown-linux-musl -p pi-entrypoint");
+    let ours = std::env::var("PI_ENTRYPOINT_UNDER_TEST").expect("started by bench/entrypoint/run");
+    let ours = std::fs::canonicalize(ours).expect("the program to measure");
     let fixture = Fixture::new(&here.join("src/main.c"));
     let subjects = subjects(ours.to_str().expect("a path"), here.join("chain.sh").to_str().expect("a path"));
     let mut samples: Vec<Samples> = subjects.iter().map(|_| Samples::default()).collect();
@@ -82,7 +80,8 @@ fn main() {
     }
     for (subject, samples) in subjects.iter().zip(&mut samples) {
         samples.calls = fixture.count_calls(&subject.argv);
-        samples.bytes = subject.files.iter().map(|file| std::fs::metadata(file).expect("a file").len() as f64).sum();
+        samples.bytes =
+            subject.files.iter().map(|file| std::fs::metadata(file).expect("a file").len()).sum::<u64>() as f64;
     }
     report(&subjects, &samples);
 }

@@ -1,6 +1,5 @@
 //! One run of one subject as PID 1 of namespaces of its own, and what it cost.
 
-use std::cell::Cell;
 use std::ffi::CString;
 use std::fs;
 use std::io::{Read, Write};
@@ -16,7 +15,6 @@ const LOGIN: &str =
 pub struct Fixture {
     dir: PathBuf,
     main: String,
-    runs: Cell<usize>,
 }
 
 /// Milliseconds, KiB, and a count.
@@ -35,7 +33,7 @@ impl Fixture {
         // Not on a tmpfs: the wipe has to reach a disk.
         let dir = main.parent().and_then(Path::parent).expect("the bench's folder").join("target/fixture");
         let _ = fs::remove_dir_all(&dir);
-        for name in ["in/agent", "control/0", "workspace", "defaults/extensions"] {
+        for name in ["in/agent", "workspace", "defaults/extensions"] {
             fs::create_dir_all(dir.join(name)).expect("a folder");
         }
         let write = |name: &str, text: &str| fs::write(dir.join(name), text).expect("a file");
@@ -53,7 +51,7 @@ impl Fixture {
             "cc",
             &["-O2", "-static", "-nostdlib", "-fno-stack-protector", "-o", &program, &main.display().to_string()],
         );
-        Self { dir, main: program, runs: Cell::new(0) }
+        Self { dir, main: program }
     }
 
     /// Runs a subject with the main program; one that stays is stopped by SIGTERM once it sleeps.
@@ -104,18 +102,10 @@ impl Fixture {
         own.filter(|line| line.contains('(') && !line.contains("resumed>")).count() as f64
     }
 
-    /// Every session has a login, on the disk since long, and a new folder for what PID 1 has to say.
+    /// Every session has a login, on the disk since long.
     fn freshen(&self) {
         let mut login = fs::File::create(self.dir.join("auth.json")).expect("auth.json");
         login.write_all(LOGIN.as_bytes()).and_then(|()| login.sync_all()).expect("auth.json");
-        self.runs.set(self.runs.get() + 1);
-        let control = self.control();
-        fs::create_dir(&control).expect("a new folder");
-        std::os::unix::fs::chown(control, Some(65534), Some(65534)).expect("the user's folder");
-    }
-
-    fn control(&self) -> PathBuf {
-        self.dir.join("control").join(self.runs.get().to_string())
     }
 
     fn start(&self, argv: &[&str]) -> Started {
@@ -184,7 +174,8 @@ impl Fixture {
             Mount::new("none", "/", "", libc::MS_REC | libc::MS_PRIVATE, ""),
             Mount::new("none", "/proc", "proc", 0, ""),
             Mount::new(&at("in"), "/run/pi-docker/in", "", libc::MS_BIND, ""),
-            Mount::new(&self.control().display().to_string(), "/run/pi-docker/control", "", libc::MS_BIND, ""),
+            // What the shell chain has none of. Not on the disk: there the time depends on what was removed last.
+            Mount::new("none", "/run/pi-docker/control", "tmpfs", 0, "mode=0700,uid=65534,gid=65534"),
             Mount::new(&at("auth.json"), "/run/pi-docker/auth.json", "", libc::MS_BIND, ""),
             Mount::new(&at("workspace"), "/workspace", "", libc::MS_BIND, ""),
             Mount::new(&at("defaults"), "/defaults", "", libc::MS_BIND, ""),

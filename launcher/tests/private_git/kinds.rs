@@ -328,6 +328,12 @@ fn what_cannot_be_used_is_refused_with_the_reason() {
     let scene = Scene::new();
     fs::write(scene.root.join(".git/index"), "nonsense").unwrap();
     refused(&scene, "the index");
+
+    let scene = Scene::new();
+    fs::create_dir(scene.root.join("state")).unwrap();
+    let inside = crate::git::Site { state: &scene.root.join("state"), ..scene.site("x") };
+    let error = crate::git::prepare(&inside).unwrap_err();
+    assert!(format!("{error:#}").contains("it is in the repository"), "{error:#}");
 }
 
 #[test]

@@ -1,10 +1,10 @@
-//! What it costs on a large repository, as time of the processor in a process of its own: what else the machine does is not counted, and
-//! on an idle one the clock shows less, for some of it runs side by side. The build is a debug one.
+//! What it costs on a large repository, in a process of its own. The bound is on the processor's time: what else the machine does is not
+//! counted. The time by the clock is said beside it, as a median.
 
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use crate::git::{self, Limits};
 use crate::scene::Scene;
@@ -21,41 +21,55 @@ fn on_a_hundred_thousand_files_a_session_is_prepared_in_a_tenth_and_imported_in_
         }
     }
     scene.commit("large");
-    let prepared = measured(&scene, "prepare", &[], 10);
-    let mut bundles = Vec::new();
-    for number in 0..5 {
+    let prepared = measured(&scene, "prepare", None, 11);
+    let mut imported = Vec::new();
+    for number in 0..7 {
         let session = scene.prepare();
         assert_eq!(session.agent("git status --porcelain"), "");
         session.agent(&format!("echo {number} > README.md; for i in 1 2 3 4 5 6 7 8 9; do echo {number} > d$i/new; done; git add -A; git commit -qm x"));
         let bundle = scene.base().join(format!("bundle{number}"));
         fs::rename(session.export(), &bundle).unwrap();
-        bundles.push(bundle.clone());
-        let took = measured(&scene, &format!("import {}", session.id), &[bundle], 1);
+        imported.extend(measured(&scene, &format!("import {}", session.id), Some(&bundle), 1));
         assert_eq!(scene.status(), "");
-        eprintln!("imported in {took:?}");
-        assert!(took < Duration::from_millis(500), "{took:?}");
     }
-    eprintln!("prepared in {prepared:?}");
-    assert!(prepared < Duration::from_millis(100), "{prepared:?}");
+    for (step, runs, most) in [("prepared", prepared, 100), ("imported", imported, 500)] {
+        let [clock, processor] = [|run: &Run| run.clock, |run: &Run| run.processor].map(|of| {
+            let mut all: Vec<Duration> = runs.iter().map(of).collect();
+            all.sort();
+            all[all.len() / 2]
+        });
+        eprintln!("{step}: {clock:?} by the clock, {processor:?} of the processor, medians of {}", runs.len());
+        assert!(processor < Duration::from_millis(most), "{step}: {processor:?}");
+    }
     let state: u64 = walk(&scene.state);
+    eprintln!("the private side has {} MB", state >> 20);
     assert!(state < 30 << 20, "no object is copied: {state} bytes");
 }
 
-/// The processor's time that a step takes, with all the processes that it starts.
-fn measured(scene: &Scene, step: &str, bundles: &[PathBuf], runs: u32) -> Duration {
+/// What one step took, with all the processes that it started.
+struct Run {
+    clock: Duration,
+    processor: Duration,
+}
+
+fn measured(scene: &Scene, step: &str, bundle: Option<&Path>, runs: u32) -> Vec<Run> {
     let output = Command::new(std::env::current_exe().unwrap())
         .args(["--exact", "speed::errand", "--nocapture"])
         .env("PI_TEST_SPEED", format!("{runs} {step}"))
         .env("PI_TEST_BASE", scene.base())
-        .env("PI_TEST_BUNDLE", bundles.first().map_or(Path::new("/"), PathBuf::as_path))
+        .env("PI_TEST_BUNDLE", bundle.unwrap_or(Path::new("/")))
         .output()
         .unwrap();
     let text = String::from_utf8(output.stdout).unwrap();
-    let ticks = text
-        .lines()
-        .find_map(|line| line.strip_prefix("ticks "))
-        .unwrap_or_else(|| panic!("{text}{}", String::from_utf8_lossy(&output.stderr)));
-    Duration::from_millis(ticks.parse::<u64>().unwrap() * 10) / runs
+    let took = text.lines().filter_map(|line| line.strip_prefix("took ")?.split_once(' '));
+    let runs: Vec<Run> = took
+        .map(|(clock, ticks)| Run {
+            clock: Duration::from_micros(clock.parse().unwrap()),
+            processor: Duration::from_millis(ticks.parse::<u64>().unwrap() * 10),
+        })
+        .collect();
+    assert!(!runs.is_empty(), "{text}{}", String::from_utf8_lossy(&output.stderr));
+    runs
 }
 
 /// Not a test by itself: the step that another one measures.
@@ -74,8 +88,8 @@ fn errand() {
         owner: None,
         others_live: false,
     };
-    let before = ticks();
     for _ in 0..words[0].parse().unwrap() {
+        let (before, begun) = (ticks(), Instant::now());
         match words[1] {
             "prepare" => {
                 git::prepare(&site).unwrap();
@@ -86,8 +100,8 @@ fn errand() {
                     .unwrap()
             }
         }
+        println!("\ntook {} {}", begun.elapsed().as_micros(), ticks() - before);
     }
-    println!("\nticks {}", ticks() - before);
 }
 
 /// User and system time of this process and of those it has waited for, in hundredths of a second.

@@ -1,0 +1,13 @@
+#![cfg_attr(fuzzing, no_main)]
+
+#[cfg(fuzzing)]
+libfuzzer_sys::fuzz_target!(|data: &[u8]| fuzzed::allowlist(data));
+
+#[cfg(not(fuzzing))]
+#[path = "../../replay.rs"]
+mod replay;
+
+#[cfg(not(fuzzing))]
+fn main() {
+    replay::main("allowlist", fuzzed::allowlist);
+}
