@@ -14,6 +14,7 @@ fn died(scene: &Scene, login: &str) {
         "auth_digest": common::sha256(login), "keep_auth": false, "user": [1000, 1000], "started": 1,
     });
     scene.write("home/run/0badcafe/owner", &record.to_string());
+    scene.write("home/run/0badcafe/control/ready", "{}");
 }
 
 fn goes(output: &Output) {
