@@ -245,7 +245,10 @@ impl World {
         let prefix = self.project_prefix();
         let mut all = docker::lines(["ps", "--all", "--format", "{{.Names}}"])?;
         all.extend(docker::lines(["network", "ls", "--format", "{{.Name}}"])?);
-        all.retain(|name| name.starts_with(&prefix));
+        // A login and a look of `doctor` do not have the repository's name: they are known by their folder.
+        let sessions: Vec<String> =
+            self.run_dirs()?.iter().filter_map(|dir| Some(format!("-{}", dir.file_name()?.to_str()?))).collect();
+        all.retain(|name| name.starts_with(&prefix) || sessions.iter().any(|session| name.contains(session)));
         Ok(all)
     }
 

@@ -95,7 +95,13 @@ fn a_session_ends_by_itself_when_its_launcher_was_killed() -> Result<()> {
     wait_until("the login is wiped", SOON, || Ok((fs::read_to_string(world.auth_json())? == "{}").then_some(())))?;
     wait_until("the agent has ended", SOON, || Ok(world.sessions()?.is_empty().then_some(())))?;
     assert_eq!(fs::read_to_string(world.repo.join("told.txt"))?, "told\n");
-    // What a dead launcher could not take down, the next one does.
+    // What a dead launcher could not take down is known, and taken down when the user asks.
+    let listed = world.bare_pi_docker().arg("status").run()?.expect(0)?;
+    assert!(listed.stdout.contains("its launcher is gone"), "{}", listed.stdout);
+    let stopped = world.bare_pi_docker().arg("stop").run()?.expect(0)?;
+    assert!(stopped.stderr.contains("did not end by itself: cleaned up"), "{}", stopped.stderr);
+    nothing_left(&world)?;
+    world.bare_pi_docker().arg("stop").run()?.expect(1)?;
     world.pi_docker().args(["-p", "hello"]).run()?.expect(0)?;
     nothing_left(&world)
 }

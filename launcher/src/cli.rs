@@ -8,6 +8,7 @@ use std::str::FromStr;
 
 use clap::{ArgAction, CommandFactory, Parser, Subcommand};
 
+use crate::allowlist::Domain;
 use crate::help;
 use crate::nearest::slip;
 
@@ -276,8 +277,8 @@ fn asks_for_help<'a>(table: &'a clap::Command, rest: &[OsString]) -> Option<Opti
     }
 }
 
-/// A first word that is a slip away from one of our options, or the only word and a slip away from a command, would go to pi as a
-/// prompt, and cost a session. It is refused; `--` sends it to pi for certain.
+/// A first word that is a slip away from one of our options, or from a command with nothing or what belongs to one behind it, would
+/// go to pi as a prompt, and cost a session. It is refused; `--` sends it to pi for certain.
 fn refuse_a_slip(table: &clap::Command, rest: &[OsString]) -> Result<(), clap::Error> {
     let Some(first) = rest.first().and_then(|word| word.to_str()) else { return Ok(()) };
     let refusal = |meant: String| {
@@ -294,13 +295,24 @@ fn refuse_a_slip(table: &clap::Command, rest: &[OsString]) -> Result<(), clap::E
             None => Ok(()),
         };
     }
-    if rest.len() == 1 && !first.is_empty() && first.bytes().all(|b| b.is_ascii_lowercase()) {
+    if !first.is_empty() && first.bytes().all(|b| b.is_ascii_lowercase()) {
         let known = table.get_subcommands().map(clap::Command::get_name).chain(["help"]);
-        if let Some(meant) = slip(first, known) {
+        if let Some(meant) = slip(first, known)
+            && rest.get(1).is_none_or(|second| belongs_to(table, meant, second))
+        {
             return refusal(format!("pi-docker {meant}"));
         }
     }
     Ok(())
+}
+
+/// Whether a word looks like what comes after a command of ours: an option, a host, or what that command has in its place.
+fn belongs_to(table: &clap::Command, command: &str, word: &OsStr) -> bool {
+    let Some(word) = word.to_str() else { return false };
+    let Some(command) = table.find_subcommand(command) else { return false };
+    let is_value = |arg: &clap::Arg| arg.get_possible_values().iter().any(|value| value.matches(word, false));
+    let is_host = word.contains('.') && Domain::parse(word).is_ok();
+    word.starts_with('-') || is_host || command.find_subcommand(word).is_some() || command.get_arguments().any(is_value)
 }
 
 struct Ours {
@@ -361,6 +373,9 @@ mod tests {
             &["-", "--dry-run"],
             &["stat"],
             &["statsu", "page"],
+            &["model", "the data in x.example.com"],
+            &["alow", "README"],
+            &["explain", "x.example.com"],
             &["Status?"],
             &["--print", "--yess"],
         ] {
@@ -427,6 +442,11 @@ mod tests {
             (&["--usr=1:1"], "'--user'"),
             (&["statsu"], "'pi-docker status'"),
             (&["doctr"], "'pi-docker doctor'"),
+            (&["alow", "x.example.com"], "'pi-docker allow'"),
+            (&["alow", "--here", "x"], "'pi-docker allow'"),
+            (&["allw", ".example.com", "b.example"], "'pi-docker allow'"),
+            (&["modles", "ollama", "list"], "'pi-docker models'"),
+            (&["completion", "bash"], "'pi-docker completions'"),
         ] {
             let error = parse_words(words.iter().map(OsString::from).collect()).unwrap_err();
             assert!(error.exit_code() == 2 && error.to_string().contains(meant), "{words:?}: {error}");

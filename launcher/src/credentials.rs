@@ -12,6 +12,7 @@ use sha2::{Digest, Sha256};
 
 use crate::error::hinted;
 use crate::secret::Secret;
+use crate::session::quoted;
 
 /// Variables that hold a provider's only key, and pi's names of the providers it is for.
 pub(crate) const PROVIDERS: &[(&str, &[&str])] = &[
@@ -72,6 +73,15 @@ impl AuthFile {
             Ok(bytes) => bytes,
             Err(e) if e.kind() == io::ErrorKind::NotFound => {
                 return Ok(AuthFile { path, exists: false, digest: None, providers: Map::new() });
+            }
+            Err(e) if e.kind() == io::ErrorKind::PermissionDenied => {
+                return Err(hinted(
+                    format!("cannot read '{}': {e}", path.display()),
+                    format!(
+                        "it has to be yours: chmod 600 {0}, or sudo chown \"$(id -u)\" {0}",
+                        quoted(&path.to_string_lossy())
+                    ),
+                ));
             }
             Err(e) => return Err(e).with_context(|| format!("cannot read '{}'", path.display())),
         };

@@ -50,6 +50,8 @@ pub(crate) enum Output {
 pub(crate) struct Engine {
     pub(crate) version: String,
     pub(crate) compose: String,
+    /// How many it has; 0 if it does not say.
+    pub(crate) cpus: u64,
     /// Docker Desktop: the engine is in a machine of its own, and has a name for this one.
     pub(crate) desktop: bool,
 }
@@ -118,6 +120,13 @@ impl Docker {
     pub(crate) fn stop(&self, container: &str) -> Result<()> {
         let output = self.ask(["stop", container], STOP)?;
         if output.status.success() { Ok(()) } else { Err(failed("cannot stop", container, &output)) }
+    }
+
+    /// What a container has ended with, if it has.
+    pub(crate) fn exit_status(&self, container: &str) -> Option<u32> {
+        let format = "{{if not .State.Running}}{{.State.ExitCode}}{{end}}";
+        let output = self.ask(["container", "inspect", "--format", format, container], ANSWER).ok()?;
+        String::from_utf8_lossy(&output.stdout).trim().parse().ok()
     }
 
     /// Ends a container at once. Nothing to end is no error.
@@ -300,9 +309,16 @@ fn not_started(error: io::Error) -> anyhow::Error {
 }
 
 fn failed(what: &str, name: &str, output: &process::Output) -> anyhow::Error {
-    let stderr = String::from_utf8_lossy(&output.stderr);
-    let why = stderr.lines().rev().find(|line| !line.trim().is_empty()).unwrap_or("docker does not say why");
-    anyhow!("{what} '{name}': {}", why.trim())
+    anyhow!("{what} '{name}': {}", why(&String::from_utf8_lossy(&output.stderr)))
+}
+
+/// The line that says why docker failed: the last one that is not about how docker is used.
+pub(crate) fn why(stderr: &str) -> &str {
+    let advice =
+        |line: &str| line.is_empty() || ["Run 'docker", "See 'docker"].iter().any(|start| line.starts_with(start));
+    let line = stderr.lines().rev().map(str::trim).find(|line| !advice(line)).unwrap_or("docker does not say why");
+    let line = line.strip_prefix("docker: ").unwrap_or(line);
+    line.strip_prefix("Error response from daemon: ").unwrap_or(line)
 }
 
 /// An error unless the engine at `host` is on this machine.
@@ -340,6 +356,7 @@ fn judge(info: &Value, stderr: &str) -> Result<Engine> {
         Some(compose) if major(compose) >= 2 => Ok(Engine {
             version: version.to_owned(),
             compose: compose.to_owned(),
+            cpus: info["NCPU"].as_u64().unwrap_or_default(),
             desktop: info["OperatingSystem"].as_str().is_some_and(|name| name.contains("Docker Desktop")),
         }),
         _ => Err(hinted("cannot find Docker Compose v2", "install the package docker-compose-plugin")),
@@ -356,6 +373,15 @@ mod tests {
     use serde_json::json;
 
     use super::*;
+
+    #[test]
+    fn the_reason_is_what_the_engine_says_and_not_how_docker_is_used() {
+        let gone = "docker: Error response from daemon: invalid mount config for type \"bind\": bind source path does not exist: /x.\n\
+                    See 'docker run --help'.\n\nRun 'docker run --help' for more information\n";
+        assert_eq!(why(gone), "invalid mount config for type \"bind\": bind source path does not exist: /x.");
+        assert_eq!(why("one\ntwo\n\n"), "two");
+        assert_eq!(why("\n"), "docker does not say why");
+    }
 
     fn info(version: &str, compose: &str) -> Value {
         json!({

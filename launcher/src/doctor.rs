@@ -13,7 +13,7 @@ use crate::config::Config;
 use crate::credentials::{AuthFile, github_token};
 use crate::docker::Docker;
 use crate::error::Hinted;
-use crate::facts::agent_user;
+use crate::facts::{agent_user, has_cpus, is_outside, may_write};
 use crate::github::{self, Slug};
 use crate::home::Home;
 use crate::images;
@@ -82,8 +82,16 @@ pub(crate) fn run(config: Config, options: &Options, as_json: bool) -> Result<u8
         Ok(place) => {
             let (finding, git) = repository_finding(place, &config);
             findings.extend(finding);
+            if let Err(e) = is_outside(home.dir(), &place.root) {
+                findings.push(Finding::from_error("repository", &e, ""));
+            }
             match agent_user(options.user, place, me()) {
-                Ok(user) => (git, user),
+                Ok(user) => {
+                    if let Err(e) = may_write(user, &place.root) {
+                        findings.push(Finding::from_error("user", &e, ""));
+                    }
+                    (git, user)
+                }
                 Err(e) => {
                     findings.push(Finding::from_error("user", &e, ""));
                     (git, me())
@@ -232,8 +240,17 @@ fn engine(
         Ok(names) => findings.push(Finding::good("allowlist", format!("{} names", names.lines().count()))),
         Err(e) => return findings.push(Finding::from_error("allowlist", &e, "correct the list")),
     }
+    if let Err(e) =
+        inputs::check(config, home, "none").and_then(|()| has_cpus(config.setting("PI_DOCKER_CPUS"), engine.cpus))
+    {
+        return findings.push(Finding::from_error("configuration", &e, "correct the file"));
+    }
     if states.contains(&images::State::Missing) {
         return findings.push(Finding::warning("network", "not looked at: there is no image", "start a session first"));
+    }
+    if user.uid == 0 || user.gid == 0 {
+        let fix = "pi-docker --user UID:GID doctor, with the numbers of an ordinary user";
+        return findings.push(Finding::warning("network", "not looked at: nothing runs as root in a container", fix));
     }
     let ground = Ground { config, home, docker: &docker, terminal, user, names: &[] };
     let trial = trial::run(&ground, |trial| {
@@ -256,7 +273,7 @@ fn engine(
     });
     match trial {
         Ok(found) => findings.extend(found),
-        Err(e) => findings.push(Finding::from_error("network", &e, "pi-docker logs, and docs/security.md")),
+        Err(e) => findings.push(Finding::from_error("network", &e, "docs/security.md says what is tried and why")),
     }
 }
 

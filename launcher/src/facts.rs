@@ -18,10 +18,14 @@ use crate::error::{Silent, hinted};
 use crate::gitconfig::{Identity, identity};
 use crate::home::Home;
 use crate::images::{self, Image};
+use crate::inputs;
 use crate::repo::{GitFacts, Head, Place};
 use crate::secret::Secret;
 use crate::session::quoted;
 use crate::terminal::{Terminal, printable};
+
+/// What docker-compose.yml says if the user does not.
+const DEFAULT_CPUS: f64 = 2.0;
 
 pub(crate) struct Facts {
     pub(crate) place: Place,
@@ -48,7 +52,9 @@ impl Facts {
     ) -> Result<Facts> {
         let me = Owner { uid: geteuid().as_raw(), gid: getegid().as_raw() };
         let user = agent_user(options.user, &place, me)?;
+        is_outside(home.dir(), &place.root)?;
         may_write(user, &place.root)?;
+        inputs::check(config, home, &place.id())?;
         let auth = AuthFile::read(&config.agent_dir.join("auth.json"))?;
         let token = github_token(config.github_token.as_ref(), &home.token_file())?;
         let (engine, image_states, git) = thread::scope(|scope| {
@@ -60,6 +66,7 @@ impl Facts {
         });
         // The engine's own answer first: without one, the others fail too, and say less.
         let engine = engine??;
+        has_cpus(config.setting("PI_DOCKER_CPUS"), engine.cpus)?;
         let git = git?;
         Ok(Facts {
             identity: identity(&git.settings, &config.git_identity),
@@ -188,9 +195,36 @@ fn give(root: &Path, me: Owner) -> String {
     }
 }
 
+/// Refuses a repository that the agent could reach pi-docker's own folder through: the token and the lists are there.
+pub(crate) fn is_outside(home: &Path, root: &Path) -> Result<()> {
+    if !home.starts_with(root) {
+        return Ok(());
+    }
+    Err(hinted(
+        format!(
+            "cannot start: the repository '{}' contains pi-docker's own folder '{}'",
+            root.display(),
+            home.display()
+        ),
+        "move that folder out of it, and run its ./install again or set PI_DOCKER_HOME",
+    ))
+}
+
+/// Refuses more CPUs than the engine has: docker would, in words of its own.
+pub(crate) fn has_cpus(setting: Option<&str>, there: u64) -> Result<()> {
+    let wanted = setting.and_then(|cpus| cpus.parse::<f64>().ok()).unwrap_or(DEFAULT_CPUS);
+    if there == 0 || wanted <= there as f64 {
+        return Ok(());
+    }
+    Err(hinted(
+        format!("cannot give a session {wanted} CPUs: the engine has {there}"),
+        format!("set cpus = {there} in config.toml in pi-docker's own folder, or PI_DOCKER_CPUS={there}"),
+    ))
+}
+
 /// Refuses a user who could not write what git does, before git says so in words of its own. Other groups than the user's first
 /// do not count: the agent has none.
-fn may_write(user: Owner, root: &Path) -> Result<()> {
+pub(crate) fn may_write(user: Owner, root: &Path) -> Result<()> {
     for folder in [root.to_owned(), root.join(".git")] {
         let Ok(meta) = fs::metadata(&folder) else { continue };
         let shift = match (meta.uid() == user.uid, meta.gid() == user.gid) {
@@ -199,9 +233,13 @@ fn may_write(user: Owner, root: &Path) -> Result<()> {
             _ => 0,
         };
         if meta.is_dir() && (meta.mode() >> shift) & 0o3 != 0o3 {
+            let folder_word = quoted(&folder.to_string_lossy());
             return Err(hinted(
                 format!("cannot start: user {}:{} may not write in '{}'", user.uid, user.gid, folder.display()),
-                format!("sudo chown -R {}:{} {}", user.uid, user.gid, quoted(&root.to_string_lossy())),
+                match shift {
+                    6 => format!("chmod u+wx {folder_word}"),
+                    _ => format!("sudo chown -R {}:{} {}", user.uid, user.gid, quoted(&root.to_string_lossy())),
+                },
             ));
         }
     }
@@ -213,6 +251,15 @@ mod tests {
     use std::path::PathBuf;
 
     use super::*;
+
+    #[test]
+    fn more_cpus_than_the_engine_has_are_refused_and_as_many_are_not() {
+        for (setting, there, fits) in
+            [(Some("2.5"), 2, false), (Some("2"), 2, true), (None, 1, false), (None, 2, true), (Some("64"), 0, true)]
+        {
+            assert_eq!(has_cpus(setting, there).is_ok(), fits, "{setting:?} of {there}");
+        }
+    }
 
     #[test]
     fn the_agent_is_never_root_and_never_a_stranger() {

@@ -109,7 +109,9 @@ Examples:
   pi-docker stop
   pi-docker stop --all       those of every repository, and logins
 
-Exit status: 1 if no session was running.";
+What a session has left whose launcher was killed is cleaned up, too.
+
+Exit status: 1 if there was no session, or something of it is still there.";
 
 pub(crate) const COMPLETIONS: &str = "\
 Examples:

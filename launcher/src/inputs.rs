@@ -59,12 +59,38 @@ pub(crate) fn write(
     Ok(dir)
 }
 
+/// Refuses what a start would fail of later, when half of it is made. Changes nothing.
+pub(crate) fn check(config: &Config, home: &Home, repository_id: &str) -> Result<()> {
+    allowed_names(config, home, &home.state(repository_id))?;
+    squid_local(home)?;
+    github(config)?;
+    if let Some(ca) = config.setting("PI_DOCKER_EXTRA_CA") {
+        extra_ca(ca)?;
+    }
+    for file in config.compose_files() {
+        std::fs::File::open(&file).map_err(|e| {
+            hinted(
+                format!("cannot read the overlay '{}': {e}", file.display()),
+                "correct `compose-files` in config.toml, or PI_DOCKER_COMPOSE_FILES",
+            )
+        })?;
+    }
+    Ok(())
+}
+
+fn extra_ca(path: &str) -> Result<Vec<u8>> {
+    read_bounded(path.as_ref(), 4 << 20).map_err(|e| {
+        hinted(
+            format!("cannot read the extra CA '{path}': {e}"),
+            "correct `extra-ca` in config.toml, or PI_DOCKER_EXTRA_CA",
+        )
+    })
+}
+
 /// What a login needs as well as a session: the extra CA and the copies of pi's own files.
 pub(crate) fn write_common(config: &Config, home: &Home, terminal: &Terminal, dir: &Path, maker: Maker) -> Result<()> {
     if let Some(ca) = config.setting("PI_DOCKER_EXTRA_CA") {
-        let bytes =
-            read_bounded(ca.as_ref(), 4 << 20).with_context(|| format!("cannot read PI_DOCKER_EXTRA_CA '{ca}'"))?;
-        maker.file(&dir.join("ca.pem"), &bytes)?;
+        maker.file(&dir.join("ca.pem"), &extra_ca(ca)?)?;
     }
     let skipped = agent_copy::copy(&config.agent_dir, &dir.join("agent"), &home.join("models.json"), maker)?;
     skipped.0.iter().for_each(|line| terminal.warn(&printable(line), ""));
@@ -79,7 +105,10 @@ pub(crate) fn allowed_names(config: &Config, home: &Home, state: &Path) -> Resul
     }
     for name in config.setting("PI_DOCKER_ALLOW").unwrap_or_default().split(',').filter(|name| !name.trim().is_empty())
     {
-        names.push(Entry::Allow(Domain::parse(name)?));
+        let domain = Domain::parse(name).map_err(|e| {
+            hinted(format!("{e:#}"), "correct `allow` in config.toml in pi-docker's own folder, or PI_DOCKER_ALLOW")
+        })?;
+        names.push(Entry::Allow(domain));
     }
     if config.setting("GITHUB_API_URL").is_some() {
         let (host, api) = github(config)?;

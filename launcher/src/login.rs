@@ -89,6 +89,13 @@ pub(crate) fn start(config: Config, options: &Options, provider: Option<&str>) -
             "another login may be open: pi-docker stop --all",
         ));
     }
+    if provider.is_none() {
+        // pi clears the screen.
+        terminal.let_read(
+            "pi opens now: type /login there, choose your provider, and quit when the login has arrived.\n\
+             The container ends by itself after 3 minutes.",
+        );
+    }
     let foreground = Foreground::new()?;
     orphans.remove(&home, &docker, &terminal);
     if options.rebuild || state == images::State::Missing {
@@ -99,12 +106,8 @@ pub(crate) fn start(config: Config, options: &Options, provider: Option<&str>) -
     let plan = Plan::login(names, home.dir(), &run, &auth.path, provider, &choices);
     let maker = Maker::new(user);
     let run = RunDir::create(&home, record(&plan, &auth, user), maker)?;
-    let ended = prepare(&config, &home, &terminal, &run, &plan, &auth, maker).and_then(|heartbeat| {
-        if provider.is_none() {
-            terminal.say("type /login, choose your provider, and quit when the login has arrived; the container ends after 3 minutes");
-        }
-        containers::run(&docker, &foreground, &run, &plan.command, heartbeat)
-    });
+    let ended = prepare(&config, &home, &terminal, &run, &plan, &auth, maker)
+        .and_then(|heartbeat| containers::run(&docker, &foreground, &run, &plan.command, heartbeat));
     let cleaned = containers::clean_up(&docker, &home, run);
     let status = ended?;
     cleaned?;

@@ -5,9 +5,11 @@ pub(crate) fn slip<'a>(word: &str, mut known: impl Iterator<Item = &'a str>) -> 
     known.find(|known| distance(word, known) == 1)
 }
 
-/// The known word that `word` is nearest to, however far.
+/// The known word that `word` is nearest to, unless more than a third of it is different or missing; one that begins with it is near.
 pub(crate) fn nearest<'a>(word: &str, known: impl Iterator<Item = &'a str>) -> Option<&'a str> {
-    known.min_by_key(|known| distance(word, known))
+    let far = |known: &str| if known.starts_with(word) { 1 } else { distance(word, known) };
+    let (distance, known) = known.map(|known| (far(known), known)).min_by_key(|(distance, _)| *distance)?;
+    (distance <= (word.chars().count() / 3).max(1)).then_some(known)
 }
 
 /// How many letters have to be put in, taken out, changed, or swapped with their neighbour.
@@ -32,6 +34,17 @@ fn distance(a: &str, b: &str) -> usize {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_nearest_word_is_named_unless_none_is_near() {
+        let known = || ["memory", "allow", "repository", "cpus"].into_iter();
+        for (word, near) in [("memroy", "memory"), ("repo", "repository"), ("cpu", "cpus"), ("alow", "allow")] {
+            assert_eq!(nearest(word, known()), Some(near), "{word}");
+        }
+        for word in ["colour", "mcp", "x"] {
+            assert_eq!(nearest(word, known()), None, "{word}");
+        }
+    }
 
     #[test]
     fn a_slip_is_a_letter_more_or_less_or_another_or_two_swapped() {

@@ -133,8 +133,11 @@ mod tests {
         let port = listener.local_addr().unwrap().port();
         thread::spawn(move || {
             let (mut stream, _) = listener.accept().unwrap();
-            let mut request = [0; 512];
-            let _ = stream.read(&mut request);
+            // All of the request: what is left unread makes the end of the connection an error for the other side.
+            let (mut request, mut byte) = (Vec::new(), [0]);
+            while !request.ends_with(b"\r\n\r\n") && stream.read(&mut byte).unwrap() > 0 {
+                request.extend(byte);
+            }
             stream.write_all(answer.as_bytes()).unwrap();
         });
         Server { host: "127.0.0.1".into(), port }

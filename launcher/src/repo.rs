@@ -50,10 +50,17 @@ impl Place {
     pub(crate) fn find(cwd: &Path) -> Result<Place> {
         let outside = || hinted("not inside a git repository", "cd into one first");
         let cwd = cwd.canonicalize().with_context(|| format!("cannot use the folder '{}'", cwd.display()))?;
-        let root = cwd.ancestors().find(|dir| is_repository(dir)).ok_or_else(outside)?;
-        if cwd.strip_prefix(root.join(".git")).is_ok() {
-            return Err(outside());
+        if let Some(bare) = cwd.ancestors().find(|dir| is_git_dir(dir)) {
+            let (what, fix) = match bare.file_name() == Some(".git".as_ref()) {
+                true => ("inside a repository's own git directory", "cd into its working tree"),
+                false => ("a repository without files", "git clone it, and cd into the clone"),
+            };
+            return Err(hinted(
+                format!("not inside a git repository's working tree: '{}' is {what}", bare.display()),
+                fix,
+            ));
         }
+        let root = cwd.ancestors().find(|dir| is_repository(dir)).ok_or_else(outside)?;
         let meta = fs::metadata(root).with_context(|| format!("cannot use '{}'", root.display()))?;
         utf8(&cwd)?;
         Ok(Place {
@@ -129,6 +136,11 @@ impl GitFacts {
         }
         lacks
     }
+}
+
+/// A git directory itself.
+fn is_git_dir(dir: &Path) -> bool {
+    dir.join("HEAD").symlink_metadata().is_ok() && dir.join("objects").is_dir() && dir.join("refs").is_dir()
 }
 
 /// As git decides it: `.git` is a file that points elsewhere, or a folder with what a repository has.

@@ -235,6 +235,9 @@ pub(crate) fn logs(config: &Config, follow: bool) -> Result<u8> {
                 scene.terminal.answer(&printable(&line));
             }
         }
+        if !follow && read.iter().all(|at| *at == 0) {
+            scene.terminal.say(if any { "nothing was said" } else { "no session has been here yet" });
+        }
         if !follow || !any {
             return Ok(0);
         }

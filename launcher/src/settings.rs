@@ -15,12 +15,12 @@ pub(crate) type Settings = BTreeMap<&'static str, String>;
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Kind {
     Text,
-    /// Bytes, as in `4g`.
-    Size,
+    /// Bytes, as in `4g`, and how many MiB it takes at least for a session to start.
+    Size(u64),
     /// A number above zero, which may have a fraction.
     Amount,
-    /// A whole number.
-    Count,
+    /// A whole number, and the least that works.
+    Count(u64),
     Flag,
     /// Several values in one variable, with this between them.
     List(char),
@@ -39,12 +39,12 @@ const fn key(name: &'static str, variable: &'static str, kind: Kind, per_reposit
 }
 
 const KEYS: &[Key] = &[
-    key("memory", "PI_DOCKER_MEMORY", Kind::Size, true),
+    key("memory", "PI_DOCKER_MEMORY", Kind::Size(256), true),
     key("cpus", "PI_DOCKER_CPUS", Kind::Amount, true),
-    key("pids", "PI_DOCKER_PIDS", Kind::Count, true),
-    key("tmp-size", "PI_DOCKER_TMP_SIZE", Kind::Size, true),
-    key("home-size", "PI_DOCKER_HOME_SIZE", Kind::Size, true),
-    key("subagents", "PI_SUBAGENT_SLOTS", Kind::Count, true),
+    key("pids", "PI_DOCKER_PIDS", Kind::Count(32), true),
+    key("tmp-size", "PI_DOCKER_TMP_SIZE", Kind::Size(1), true),
+    key("home-size", "PI_DOCKER_HOME_SIZE", Kind::Size(16), true),
+    key("subagents", "PI_SUBAGENT_SLOTS", Kind::Count(1), true),
     key("allow", "PI_DOCKER_ALLOW", Kind::List(','), true),
     key("keep-auth", "PI_DOCKER_KEEP_AUTH", Kind::Flag, true),
     key("trust", "PI_DOCKER_TRUST", Kind::Flag, true),
@@ -52,9 +52,9 @@ const KEYS: &[Key] = &[
     key("pi-integrity", "PI_DOCKER_PI_INTEGRITY", Kind::Text, true),
     key("packages", "PI_DOCKER_EXTRA_PACKAGES", Kind::List(' '), true),
     key("github-api-url", "GITHUB_API_URL", Kind::Text, true),
-    key("grace", "PI_DOCKER_GRACE", Kind::Count, false),
-    key("heartbeat", "PI_DOCKER_HEARTBEAT", Kind::Count, false),
-    key("auth-timeout", "PI_DOCKER_AUTH_TIMEOUT", Kind::Count, false),
+    key("grace", "PI_DOCKER_GRACE", Kind::Count(0), false),
+    key("heartbeat", "PI_DOCKER_HEARTBEAT", Kind::Count(0), false),
+    key("auth-timeout", "PI_DOCKER_AUTH_TIMEOUT", Kind::Count(1), false),
     key("image", "PI_DOCKER_IMAGE", Kind::Text, true),
     key("proxy-image", "PI_DOCKER_PROXY_IMAGE", Kind::Text, false),
     key("extra-ca", "PI_DOCKER_EXTRA_CA", Kind::Text, false),
@@ -120,16 +120,19 @@ pub(crate) fn check(variable: &str, value: &str) -> Result<()> {
 fn section(table: &Table, of_a_repository: bool, settings: &mut Settings) -> Result<()> {
     for (name, value) in table {
         let Some(key) = KEYS.iter().find(|key| key.name == name) else {
-            bail!(
-                "unknown key '{name}'; did you mean '{}'?",
-                nearest(name, KEYS.iter().map(|key| key.name)).unwrap_or_default()
-            );
+            // A section's name is no key of a section.
+            let sections = Some(REPOSITORIES).filter(|_| !of_a_repository);
+            match nearest(name, KEYS.iter().map(|key| key.name).chain(sections)) {
+                Some(known) => bail!("unknown key '{name}'; did you mean '{known}'?"),
+                None => bail!("unknown key '{name}'; README.md has them all"),
+            }
         };
         if of_a_repository && !key.per_repository {
             bail!("'{name}' cannot differ from repository to repository: it belongs above the sections");
         }
         let text = as_text(key.kind, value);
         let text = text
+            .map_err(str::to_owned)
             .and_then(|text| good(key.kind, &text).map(|()| text))
             .map_err(|what| anyhow!("'{name}': expected {what}"))?;
         settings.insert(key.variable, text);
@@ -154,20 +157,37 @@ fn as_text(kind: Kind, value: &Value) -> Result<String, &'static str> {
     }
 }
 
-fn good(kind: Kind, text: &str) -> Result<(), &'static str> {
-    let number = |text: &str| text.bytes().all(|b| b.is_ascii_digit()) && text.parse::<u64>().is_ok();
+fn good(kind: Kind, text: &str) -> Result<(), String> {
+    let number = |text: &str| text.bytes().all(|b| b.is_ascii_digit()).then(|| text.parse::<u64>().ok()).flatten();
     let (fits, what) = match kind {
-        Kind::Text => (!text.chars().any(char::is_control), "a text of one line"),
-        Kind::List(_) => (!text.chars().any(char::is_control), "texts of one line"),
-        Kind::Size => {
-            let digits = text.trim_end_matches(|c: char| "bBkKmMgG".contains(c));
-            (!digits.is_empty() && number(digits) && text.len() - digits.len() <= 2, "a size, as in 512m or 4g")
+        Kind::Text => (!text.chars().any(char::is_control), "a text of one line".to_owned()),
+        Kind::List(_) => (!text.chars().any(char::is_control), "texts of one line".to_owned()),
+        Kind::Size(least) => {
+            let bytes = bytes(text);
+            (bytes.is_some_and(|bytes| bytes >= least << 20), format!("a size of at least {least}m, as in 512m or 4g"))
         }
-        Kind::Amount => (text.parse::<f64>().is_ok_and(|n| n.is_finite() && n > 0.0), "a number above zero"),
-        Kind::Count => (!text.is_empty() && number(text), "a whole number"),
-        Kind::Flag => (text == "0" || text == "1", "0 or 1"),
+        Kind::Amount => (text.parse::<f64>().is_ok_and(|n| n.is_finite() && n > 0.0), "a number above zero".to_owned()),
+        Kind::Count(0) => (number(text).is_some(), "a whole number".to_owned()),
+        Kind::Count(least) => (number(text).is_some_and(|n| n >= least), format!("a whole number of at least {least}")),
+        Kind::Flag => (text == "0" || text == "1", "0 or 1".to_owned()),
     };
     if fits { Ok(()) } else { Err(what) }
+}
+
+/// A size as docker and the kernel both read it: a number and a letter, or bytes.
+fn bytes(text: &str) -> Option<u64> {
+    let digits = text.trim_end_matches(|c: char| c.is_ascii_alphabetic());
+    let shift = match text[digits.len()..].to_ascii_lowercase().as_str() {
+        "" => 0,
+        "k" => 10,
+        "m" => 20,
+        "g" => 30,
+        _ => return None,
+    };
+    if !digits.bytes().all(|b| b.is_ascii_digit()) {
+        return None;
+    }
+    digits.parse::<u64>().ok()?.checked_mul(1 << shift)
 }
 
 #[cfg(test)]
@@ -182,7 +202,7 @@ mod tests {
     fn a_repositorys_section_goes_over_the_rest_and_adds_to_its_names() {
         let settings = parsed(
             "memory = \"8g\"\ncpus = 1.5\nallow = [\"a.com\"]\nkeep-auth = false\n\
-             [repository.\"/r/one\"]\nmemory = \"2g\"\nallow = [\"b.com\"]\n[repository.\"/r/two\"]\npids = 7\n",
+             [repository.\"/r/one\"]\nmemory = \"2g\"\nallow = [\"b.com\"]\n[repository.\"/r/two\"]\npids = 77\n",
         )
         .unwrap();
         let expected = [
@@ -196,8 +216,8 @@ mod tests {
 
     #[test]
     fn a_tilde_is_the_users_home() {
-        let text = "[repository.\"~/x\"]\npids = 7\n";
-        assert_eq!(parse(text, Some(Path::new("/home/me/x")), Path::new("/home/me")).unwrap()["PI_DOCKER_PIDS"], "7");
+        let text = "[repository.\"~/x\"]\npids = 77\n";
+        assert_eq!(parse(text, Some(Path::new("/home/me/x")), Path::new("/home/me")).unwrap()["PI_DOCKER_PIDS"], "77");
     }
 
     #[test]
@@ -215,6 +235,13 @@ mod tests {
             ("allow = \"a.com\"", "'allow': expected a list"),
             ("\n\nmemory = ", "line 3: "),
             ("repository = 1", "'repository' is for sections"),
+            ("[repo.\"/r/one\"]\npids = 99", "unknown key 'repo'; did you mean 'repository'?"),
+            ("colour = 1", "unknown key 'colour'; README.md"),
+            ("memory = 6", "'memory': expected a size of at least 256m"),
+            ("memory = \"10m\"", "'memory': expected a size of at least 256m"),
+            ("memory = \"4gb\"", "'memory': expected a size"),
+            ("tmp-size = \"1\"", "'tmp-size': expected a size of at least 1m"),
+            ("pids = 1", "'pids': expected a whole number of at least 32"),
         ] {
             let error = parsed(text).unwrap_err().to_string();
             assert!(error.starts_with(message), "{error}");

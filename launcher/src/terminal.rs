@@ -76,6 +76,16 @@ impl Terminal {
         !self.assume_yes && io::stdin().is_terminal() && io::stderr().is_terminal()
     }
 
+    /// Says what has to be read before the screen is another program's, and waits for Enter; Ctrl-C ends the program. Without
+    /// anybody to ask it is only said.
+    pub(crate) fn let_read(&self, text: &str) {
+        self.say(text);
+        if self.can_ask() {
+            let _ = write!(io::stderr().lock(), "press Enter ");
+            let _ = io::stdin().lock().read_line(&mut String::new());
+        }
+    }
+
     /// Asks a yes-or-no question. Without a terminal to ask on it fails and says what would have answered.
     pub(crate) fn confirm(&self, question: &str, otherwise: &str) -> Result<bool> {
         if self.assume_yes {

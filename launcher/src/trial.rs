@@ -12,7 +12,7 @@ use crate::allowlist;
 use crate::cli::Owner;
 use crate::config::Config;
 use crate::containers;
-use crate::docker::Docker;
+use crate::docker::{Docker, why};
 use crate::files::Maker;
 use crate::heartbeat::{Canary, Heartbeat};
 use crate::home::Home;
@@ -26,6 +26,8 @@ use crate::terminal::{Terminal, printable};
 const START: Duration = Duration::from_secs(60);
 const READY: Duration = Duration::from_secs(30);
 const LOOK: Duration = Duration::from_millis(20);
+/// Between two questions to the engine whether the container is still there.
+const ASK: Duration = Duration::from_secs(1);
 
 /// A trial that has started.
 pub(crate) struct Trial<'a> {
@@ -108,15 +110,26 @@ fn start(ground: &Ground, run: &RunDir, names: Names) -> Result<Heartbeat> {
     let heartbeat = Heartbeat::start(&control, secrets, Some(canary))?;
     let started = docker.ask(&plan.command, START)?;
     if !started.status.success() {
-        let told = String::from_utf8_lossy(&started.stderr);
-        return Err(anyhow!("{}", printable(told.trim().lines().last().unwrap_or("docker does not say why"))));
+        return Err(anyhow!("{}", printable(why(&String::from_utf8_lossy(&started.stderr)))));
     }
     let deadline = Instant::now() + READY;
+    let mut next_look = Instant::now() + ASK;
     while !control.join("ready").exists() {
-        if control.join("result.json").exists() || Instant::now() > deadline {
+        let mut ended = control.join("result.json").exists();
+        if !ended && Instant::now() > next_look {
+            next_look = Instant::now() + ASK;
+            // PID 1 may have refused before it could write anything.
+            let status = docker.exit_status(&run.record.container);
+            ended = control.join("result.json").exists();
+            if let Some(status) = status.filter(|_| !ended && !control.join("log").exists()) {
+                return Err(anyhow!("the container ended with status {status} before it could say why"));
+            }
+            ended |= status.is_some();
+        }
+        if ended || Instant::now() > deadline {
             let log = fs::read_to_string(control.join("log")).unwrap_or_default();
-            let why = log.lines().find(|line| !line.starts_with("hint")).unwrap_or("the container does not say why");
-            return Err(anyhow!("{}", printable(why)));
+            let told = log.lines().find(|line| !line.starts_with("hint")).unwrap_or("the container does not say why");
+            return Err(anyhow!("{}", printable(told)));
         }
         thread::sleep(LOOK);
     }

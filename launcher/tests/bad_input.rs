@@ -11,10 +11,15 @@ use common::Scene;
 fn outside_a_repository_it_says_so_and_changes_nothing() {
     let scene = Scene::new();
     let before = scene.listing();
-    for folder in ["", "repo/.git", "repo/.git/objects"] {
-        scene.run(folder, &["-p", "x"]).fails_with(1, "not inside a git repository");
+    scene.run("", &["-p", "x"]).fails_with(1, "not inside a git repository");
+    for folder in ["repo/.git", "repo/.git/objects"] {
+        scene.run(folder, &["-p", "x"]).fails_with(1, "not inside a git repository's working tree");
     }
     assert_eq!(scene.listing(), before);
+    scene.git("", &["init", "-q", "--bare", "bare.git"]);
+    let bare = scene.run("bare.git/refs", &["-p", "x"]);
+    bare.fails_with(1, "bare.git' is a repository without files");
+    assert!(bare.stderr.contains("\nhint: git clone it"), "{}", bare.stderr);
 }
 
 #[test]
@@ -54,6 +59,22 @@ fn a_damaged_auth_json_is_named_and_left_as_it_is() {
     output.fails_with(1, "auth.json': it is not valid JSON");
     assert!(!output.stderr.contains("hunter2"));
     assert_eq!(scene.listing(), before);
+}
+
+#[test]
+fn a_login_that_cannot_be_read_is_said_with_what_to_do() {
+    use std::os::unix::fs::PermissionsExt;
+    let scene = Scene::new();
+    scene.write("user/.pi/agent/auth.json", "{}");
+    let mode = |mode| {
+        fs::set_permissions(scene.path("user/.pi/agent/auth.json"), fs::Permissions::from_mode(mode)).unwrap();
+    };
+    mode(0o000);
+    let output = scene.run("repo", &["--yes"]);
+    output.fails_with(1, "auth.json': Permission denied");
+    assert!(output.stderr.contains("\nhint: it has to be yours: chmod 600 "), "{}", output.stderr);
+    mode(0o600);
+    scene.run("repo", &["--yes"]).fails_with(1, "cannot reach the Docker engine");
 }
 
 #[test]

@@ -14,6 +14,7 @@ fn died(scene: &Scene, login: &str) {
         "auth_digest": common::sha256(login), "keep_auth": false, "user": [1000, 1000], "started": 1,
     });
     scene.write("home/run/0badcafe/owner", &record.to_string());
+    scene.write("home/run/0badcafe/control/ready", "{}");
 }
 
 fn goes(output: &Output) {
@@ -84,4 +85,21 @@ fn a_name_of_private_networks_is_said_to_stay_refused() {
         goes(&output);
         assert_eq!(output.stderr.contains("a private address stays refused"), warned, "{}", output.stderr);
     }
+}
+
+#[test]
+fn an_empty_log_is_said_to_be_empty() {
+    let scene = Scene::new();
+    let none = scene.run("repo", &["logs"]);
+    assert!(none.stdout.is_empty() && none.stderr.contains("no session has been here yet"), "{}", none.stderr);
+    let state = scene.run("repo", &["allow", "--here", "x.example"]);
+    goes(&state);
+    let states = fs::read_dir(scene.path("home/state")).unwrap().map(|entry| entry.unwrap().path());
+    let log = states.filter(|path| path.is_dir()).map(|path| path.join("last.log")).next().unwrap();
+    fs::write(&log, "").unwrap();
+    let empty = scene.run("repo", &["logs"]);
+    assert!(empty.stdout.is_empty() && empty.stderr.contains("nothing was said"), "{}", empty.stderr);
+    fs::write(&log, "pi ended\n").unwrap();
+    let output = scene.run("repo", &["logs"]);
+    assert_eq!((output.stdout.as_str(), output.stderr.as_str()), ("pi ended\n", ""));
 }
