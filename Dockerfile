@@ -22,6 +22,8 @@ RUN --mount=type=secret,id=extra_ca \
     export CARGO_HTTP_CAINFO=/tmp/ca.pem "CC_${target//-/_}=musl-gcc"; \
     # The launcher is a member of the workspace, but nothing of it is built here: a change to it leaves this image as it is.
     mkdir -p launcher/src; echo 'fn main() {}' >launcher/src/main.rs; \
+    # The cache may hold a build of another clone with newer files: cargo goes by their times.
+    find entrypoint subagent -name '*.rs' -exec touch {} +; \
     cargo build --locked --profile pid1 --target "$target" -p pi-entrypoint; \
     cargo build --locked --release --target "$target" -p pi-subagent; \
     install -D -t /out "target/$target/pid1/pi-entrypoint" "target/$target/release/pi-subagent"

@@ -311,8 +311,17 @@ impl World {
         docker::remove(&["rm", "--force", "--volumes"], &containers);
         docker::remove(&["network", "rm", "--force"], &networks);
         self.internet.remove()?;
-        let prefix = format!("pi-docker-cache-app-{}", self.id);
-        let volumes = docker::lines(["volume", "ls", "--quiet", "--filter", &format!("name={prefix}")])?;
+        // The caches of every repository in this world's folder, as their labels say.
+        let here = format!("pi-docker.cache-of={}/", self.dir.path().display());
+        let mut volumes = Vec::new();
+        for line in docker::lines(["volume", "ls", "--filter", "label=pi-docker.cache-of", "--format", "{{json .}}"])? {
+            let volume: Value = serde_json::from_str(&line)?;
+            if let (Some(name), Some(labels)) = (volume["Name"].as_str(), volume["Labels"].as_str())
+                && labels.contains(&here)
+            {
+                volumes.push(name.to_owned());
+            }
+        }
         docker::remove(&["volume", "rm", "--force"], &volumes);
         Ok(())
     }
