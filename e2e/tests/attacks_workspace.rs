@@ -27,7 +27,10 @@ fn a_session_that_did_nothing_that_matters_ends_without_a_word() -> Result<()> {
             .contains("no session of this repository has ended yet")
     );
     let ran = world.pi_docker().args(["-p", "sh: echo text >README.md; cat .envrc package.json"]).run()?.expect(0)?;
-    assert!(!ran.stderr.contains("warning"), "{}", ran.stderr);
+    // What the launcher may have to say of its images or of a newer pi is not about the session.
+    for word in ["changed", "run by tools", "name outside", "refused:", "not all of it"] {
+        assert!(!ran.stderr.contains(word), "{}", ran.stderr);
+    }
     let report = report(&world)?;
     assert_eq!(report["refused"].as_array().map(Vec::len), Some(0), "{report}");
     assert_eq!(report["complete"], true);
