@@ -102,6 +102,10 @@ fn an_open_network_and_a_dead_engine_fail_and_a_lost_cache_is_named() -> Result<
     let found = Found::look(world.bare_pi_docker(), 1)?;
     let (grade, text, _) = found.grade("network");
     assert!(grade == "failed" && text.contains("the container can reach the host at"), "{text}");
+    assert!(!found.grade("caches").2.contains(&lost), "another clone's: {:?}", found.0);
+    fs::create_dir_all(world.install_dir().join(format!("state/app-{}-lost", world.id)))?;
+    world.user.own(&world.install_dir())?;
+    let found = Found::look(world.bare_pi_docker(), 1)?;
     let (grade, _, fix) = found.grade("caches");
     assert!(grade == "warning" && fix.starts_with("docker volume rm ") && fix.contains(&lost), "{fix}");
     docker(["volume", "rm", &lost])?;
