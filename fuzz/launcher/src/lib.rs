@@ -71,6 +71,7 @@ pub fn compose(data: &[u8]) {
         canary: &[],
         git: &[],
         export: true,
+        input: true,
     };
     let overlay = overlay::render(&plan::Plan::new(names, &places, &choices));
     assert!(!overlay.chars().any(|c| c.is_control() && c != '\n'), "{overlay:?}");

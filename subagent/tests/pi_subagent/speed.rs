@@ -28,7 +28,7 @@ fn fill(lab: &Lab, files: usize) {
         }
         std::fs::write(dir.join(format!("f{number}.rs")), text).unwrap();
     }
-    lab.sh("git add . && git commit -qm files && git gc -q");
+    lab.sh("git config maintenance.auto false; git add . && git commit -qm files && git gc -q");
     lab.sh(&format!("git push -q '{}' main", lab.internet.repositories.join("o/r.git").display()));
 }
 
