@@ -102,6 +102,10 @@ fn an_open_network_and_a_dead_engine_fail_and_a_lost_cache_is_named() -> Result<
     let found = Found::look(world.bare_pi_docker(), 1)?;
     let (grade, text, _) = found.grade("network");
     assert!(grade == "failed" && text.contains("the container can reach the host at"), "{text}");
+    assert!(!found.grade("caches").2.contains(&lost), "another clone's: {:?}", found.0);
+    fs::create_dir_all(world.install_dir().join(format!("state/app-{}-lost", world.id)))?;
+    world.user.own(&world.install_dir())?;
+    let found = Found::look(world.bare_pi_docker(), 1)?;
     let (grade, _, fix) = found.grade("caches");
     assert!(grade == "warning" && fix.starts_with("docker volume rm ") && fix.contains(&lost), "{fix}");
     docker(["volume", "rm", &lost])?;
@@ -135,5 +139,22 @@ fn what_is_wrong_with_the_repository_the_login_and_the_settings_is_said_line_by_
     assert!(found.grade("login").0 == "failed" && !found.grade("login").1.contains("hunter2"), "{:?}", found.0);
     let found = Found::look(world.bare_pi_docker().within(world.home()), 1)?;
     assert_eq!(found.grade("repository").0, "warning");
+    nothing_is_left(&world)
+}
+
+#[test]
+fn root_is_told_that_the_network_was_not_looked_at_and_a_container_that_says_nothing_is_not_waited_for() -> Result<()> {
+    let world = World::new("tools")?;
+    let found = Found::look(world.bare_pi_docker().args(["--user", "0:0"]).within(world.home()), 0)?;
+    let (grade, text, fix) = found.grade("network");
+    assert!(grade == "warning" && text.starts_with("not looked at") && fix.contains("--user UID:GID"), "{text}; {fix}");
+
+    // PID 1 refuses this before it has a log.
+    let overlay = world.path("root.json");
+    fs::write(&overlay, r#"{"services": {"pi": {"environment": {"PI_DOCKER_UID": "0"}}}}"#)?;
+    let files = format!("{}:{}", world.path("overlay.json").display(), overlay.display());
+    let found = Found::look(world.bare_pi_docker().env("PI_DOCKER_COMPOSE_FILES", files), 1)?;
+    let (grade, text, _) = found.grade("network");
+    assert!(grade == "failed" && text.contains("before it could say why"), "{text}");
     nothing_is_left(&world)
 }

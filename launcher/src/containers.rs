@@ -9,11 +9,12 @@ use std::time::Instant;
 use anyhow::{Context, Result, anyhow};
 
 use crate::docker::{Docker, Output};
+use crate::error::hinted;
 use crate::foreground::{self, Foreground};
 use crate::heartbeat::Heartbeat;
 use crate::home::Home;
 use crate::recover;
-use crate::run_dir::RunDir;
+use crate::run_dir::{self, RunDir};
 use crate::terminal::Terminal;
 
 /// How much of a failed build is shown where nobody has seen it.
@@ -84,6 +85,11 @@ pub(crate) fn run(
     let exit = result.as_ref().and_then(|result| result["exit"].as_u64()).and_then(|exit| u8::try_from(exit).ok());
     match (status.code(), exit) {
         (None, Some(exit)) => Ok(exit),
+        // A status of docker's own, which nobody can tell from one of pi's.
+        (Some(1..), None) if !run_dir::began(&run.path) && foreground.check().is_ok() => Err(hinted(
+            "cannot start the containers: docker says why above",
+            "pi-docker doctor looks at everything that a session needs",
+        )),
         _ => Ok(foreground::code(status)),
     }
 }

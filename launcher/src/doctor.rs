@@ -19,6 +19,7 @@ use crate::home::Home;
 use crate::images;
 use crate::inputs;
 use crate::models;
+use crate::plan::CACHE;
 use crate::recover::Orphans;
 use crate::repo::{GitFacts, Place};
 use crate::secret::Secret;
@@ -190,8 +191,10 @@ fn disk(dir: &Path) -> Finding {
 }
 
 /// The volumes that repositories' caches are kept in; what has outlived its repository only takes up room.
-fn caches(docker: &Docker) -> Option<Finding> {
-    let volumes = docker.cache_volumes().ok()?;
+/// Another clone's are left alone.
+fn caches(docker: &Docker, home: &Home) -> Option<Finding> {
+    let mut volumes = docker.cache_volumes().ok()?;
+    volumes.retain(|(name, _)| name.strip_prefix(CACHE).is_some_and(|id| home.state(id).is_dir()));
     let left: Vec<&str> = volumes
         .iter()
         .filter(|(_, repository)| repository.as_ref().is_some_and(|repository| !repository.exists()))
@@ -235,7 +238,7 @@ fn engine(
             }
         });
     }
-    findings.extend(caches(&docker));
+    findings.extend(caches(&docker, home));
     match inputs::allowed_names(config, home, Path::new("/nonexistent")) {
         Ok(names) => findings.push(Finding::good("allowlist", format!("{} names", names.lines().count()))),
         Err(e) => return findings.push(Finding::from_error("allowlist", &e, "correct the list")),

@@ -119,14 +119,20 @@ impl Facts {
             Ok(false) => Err(Silent(1).into()),
             Err(e) => Err(e),
         };
+        // Where nobody can answer, the error has the same advice.
+        fn hint_of(fix: &str, answered: bool) -> &str {
+            if answered { fix } else { "" }
+        }
+        let answered = terminal.is_answered();
         if self.token.is_none() {
             let fix = format!("put a token into '{}', or export PI_GH_TOKEN", home.token_file().display());
-            terminal.warn("No GitHub token found: nothing can be pushed, no pull request opened", &fix);
+            terminal
+                .warn("No GitHub token found: nothing can be pushed, no pull request opened", hint_of(&fix, answered));
             go_on("Go on without GitHub?", &fix)?;
         }
         if self.auth.digest.is_none() && config.provider_keys.is_empty() {
             let fix = "pi-docker auth, or export ANTHROPIC_API_KEY";
-            terminal.warn("No Anthropic auth found, nor a key or login of another provider", fix);
+            terminal.warn("No Anthropic auth found, nor a key or login of another provider", hint_of(fix, answered));
             go_on("Go on without a login?", fix)?;
         }
         Ok(())

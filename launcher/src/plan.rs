@@ -9,6 +9,9 @@ use std::path::{Path, PathBuf};
 use crate::cli::Owner;
 use crate::git;
 
+/// What the name of every volume for caches begins with; the repository's id follows.
+pub(crate) const CACHE: &str = "pi-docker-cache-";
+
 /// The names of a session's parts, all made from the repository's name and eight random digits.
 #[derive(Debug, Clone)]
 pub(crate) struct Names {
@@ -31,7 +34,7 @@ impl Names {
 
     /// The volume that a repository's caches are kept in.
     pub(crate) fn cache_volume(&self) -> String {
-        format!("pi-docker-cache-{}", self.repository_id)
+        format!("{CACHE}{}", self.repository_id)
     }
 }
 

@@ -86,6 +86,11 @@ impl Terminal {
         }
     }
 
+    /// Whether a question gets an answer: beforehand, or from somebody.
+    pub(crate) fn is_answered(&self) -> bool {
+        self.assume_yes || self.can_ask()
+    }
+
     /// Asks a yes-or-no question. Without a terminal to ask on it fails and says what would have answered.
     pub(crate) fn confirm(&self, question: &str, otherwise: &str) -> Result<bool> {
         if self.assume_yes {
