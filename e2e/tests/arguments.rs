@@ -52,6 +52,12 @@ fn what_is_piped_in_is_part_of_the_prompt() -> Result<()> {
     let world = World::new("tools")?;
     let ran = world.pi_docker().args(["-p", "Review this."]).input("a diff\nof two lines\n").run()?.expect(0)?;
     assert!(ran.stdout.contains("a diff\nof two lines") && ran.stdout.contains("Review this."), "{}", ran.stdout);
+    // An input that has ended before pi runs, and one that is longer than a pipe holds.
+    let ran = world.pi_docker().args(["-p", "hello"]).input("").run()?.expect(0)?;
+    assert_eq!(ran.stdout.trim(), "hello");
+    let long = "a line of a long input\n".repeat(20_000);
+    let ran = world.pi_docker().args(["-p", "Review this."]).input(long.clone()).run()?.expect(0)?;
+    assert!(ran.stdout.contains(long.trim_end()), "{} bytes came back", ran.stdout.len());
     Ok(())
 }
 

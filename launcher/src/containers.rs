@@ -2,9 +2,11 @@
 
 use std::ffi::OsString;
 use std::fs;
-use std::io::{Read, Seek};
+use std::io::{self, Read, Seek};
+use std::path::PathBuf;
+use std::process::ChildStdin;
 use std::thread;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow};
 
@@ -19,6 +21,8 @@ use crate::terminal::Terminal;
 
 /// How much of a failed build is shown where nobody has seen it.
 const TAIL: usize = 40;
+/// Between two looks whether pi runs.
+const LOOK: Duration = Duration::from_millis(20);
 
 /// Runs a build. On a terminal it shows what docker shows, elsewhere it is quiet unless it fails.
 pub(crate) fn build(
@@ -66,7 +70,11 @@ pub(crate) fn run(
     foreground.check()?;
     let container = &run.record.container;
     let status = thread::scope(|scope| {
-        let child = docker.spawn(command, Output::Terminal)?;
+        let fed = !Terminal::is_interactive() && Terminal::has_input();
+        let mut child = docker.spawn(command, if fed { Output::Fed } else { Output::Terminal })?;
+        if let Some(pipe) = child.stdin.take() {
+            feed(pipe, run.path.clone());
+        }
         foreground.wait(child, |pid, before| {
             scope.spawn(move || match before {
                 // Without a container yet, docker itself is what has to end.
@@ -92,6 +100,16 @@ pub(crate) fn run(
         )),
         _ => Ok(foreground::code(status)),
     }
+}
+
+/// Passes on what comes in, and its end only when pi runs: docker can lose an end that comes before, and pi would wait for it for ever.
+fn feed(mut pipe: ChildStdin, run: PathBuf) {
+    thread::spawn(move || {
+        let _ = io::copy(&mut io::stdin().lock(), &mut pipe);
+        while run.exists() && !run_dir::began(&run) {
+            thread::sleep(LOOK);
+        }
+    });
 }
 
 /// Takes away everything that was made on this machine. All steps are tried; the first failure is returned.

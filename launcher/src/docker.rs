@@ -40,6 +40,8 @@ pub(crate) struct Docker {
 pub(crate) enum Output {
     /// To the terminal that this program has.
     Terminal,
+    /// The same, with an input that the caller writes.
+    Fed,
     /// To stderr, all of it.
     Narration,
     File(File),
@@ -242,6 +244,7 @@ impl Docker {
         let mut command = self.command(words);
         match output {
             Output::Terminal => &mut command,
+            Output::Fed => command.stdin(Stdio::piped()),
             Output::Narration => command.stdin(Stdio::null()).stdout(io::stderr()),
             Output::File(file) => {
                 let copy = file.try_clone().context("cannot copy a descriptor")?;
