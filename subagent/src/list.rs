@@ -6,6 +6,7 @@ use crate::config::Config;
 use crate::failure::Result;
 use crate::judge::Facts;
 use crate::repo::Workspace;
+use crate::result::count;
 use crate::store::{Store, now};
 
 pub(crate) async fn list(config: &Config) -> Result<Value> {
@@ -76,11 +77,11 @@ pub(crate) fn line(facts: &Facts) -> String {
     };
     let cost = state.usage.cost.total;
     let text = format!(
-        "{:<24} {:<12} {:>8}  ${cost:.2}  {} commits{dirty}  {place}",
+        "{:<24} {:<12} {:>8}  ${cost:.2}  {commits}{dirty}  {place}",
         state.task.as_str(),
         facts.outcome(),
         age,
-        facts.commits
+        commits = count(facts.commits, "commit")
     );
     text.trim_end().to_owned()
 }

@@ -136,10 +136,16 @@ fn next_steps(job: &Job, state: Outcome, ended: Option<&Failure>) -> Vec<String>
     }
 }
 
+/// A number of things, in words.
+pub(crate) fn count(number: usize, thing: &str) -> String {
+    format!("{number} {thing}{}", if number == 1 { "" } else { "s" })
+}
+
 fn text(job: &Job, state: Outcome, ended: Option<&Failure>, delivered: &Delivered, next: &[String]) -> String {
     let task = &job.state.task;
     let git = &delivered.git;
-    let size = format!("{} commits, {} files, +{} -{}", git.commits, git.diff.files, git.diff.add, git.diff.del);
+    let (commits, files) = (count(git.commits, "commit"), count(git.diff.files, "file"));
+    let size = format!("{commits}, {files}, +{} -{}", git.diff.add, git.diff.del);
     let spent = format!("${:.2}, {}", job.usage.cost.total, spell(job.elapsed()));
     let mut lines = vec![match (state, &delivered.pr) {
         (Outcome::Succeeded, Some(pr)) => format!("Subagent '{task}' is done: {} ({size}; {spent}).", describe(pr)),
