@@ -6,6 +6,7 @@
 
 use std::collections::HashMap;
 use std::fs::{self, Metadata};
+use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -76,7 +77,11 @@ const LOOK: Duration = Duration::from_millis(1500);
 const MOST: usize = 200;
 /// How many names a line at the session's end has.
 const SHOWN: usize = 6;
-const REPORT_MAX: u64 = 4 << 20;
+/// Characters of a name, and lines about commits, that are kept.
+const LONGEST: usize = 1000;
+const MOST_LINES: usize = 1000;
+/// More than names and lines of these numbers can come to.
+const REPORT_MAX: u64 = 32 << 20;
 
 /// The whole of it, as it is kept and as JSON.
 #[derive(Debug, Default, Serialize, Deserialize)]
@@ -94,7 +99,7 @@ pub(crate) struct Report {
     complete: bool,
     hosts: Vec<Host>,
     refused: Vec<Refused>,
-    pub(crate) commits: Vec<String>,
+    commits: Vec<String>,
 }
 
 #[derive(Debug, Serialize, Deserialize)]
@@ -126,6 +131,12 @@ impl Report {
         }
     }
 
+    /// What was said of the commits.
+    pub(crate) fn take_commits(&mut self, mut lines: Vec<String>) {
+        lines.truncate(MOST_LINES);
+        self.commits = lines;
+    }
+
     /// Keeps it in place of the last one. A session does not fail by it.
     pub(crate) fn keep(&self, home: &Home, record: &Record) {
         let file = file(home, &record.repository_id);
@@ -148,7 +159,7 @@ impl Report {
             terminal.warn(&format!("changed, and also has a name outside of the repository: {names}"), "");
         }
         if !self.complete {
-            terminal.warn("the working tree is too large: not all of it was looked at for files that tools run", "");
+            terminal.warn("not all of the working tree could be looked at for files that tools run", "");
         }
         if !self.refused.is_empty() {
             let hosts: Vec<String> = self.refused.iter().map(|refused| refused.host.clone()).collect();
@@ -182,7 +193,7 @@ impl Report {
         part("hosts that were refused", self.refused.iter().map(refused).collect());
         part("commits", self.commits.clone());
         if !self.complete {
-            lines.push("the working tree is too large: not all of it was looked at".to_owned());
+            lines.push("not all of the working tree could be looked at".to_owned());
         }
         lines
     }
@@ -211,6 +222,11 @@ pub(crate) fn show(config: &Config, as_json: bool) -> Result<u8> {
 
 fn file(home: &Home, repository_id: &str) -> PathBuf {
     home.state(repository_id).join("report.json")
+}
+
+/// A name that was chosen by the agent, as far as a person reads it.
+fn bounded(name: &str) -> String {
+    name.chars().take(LONGEST).collect()
 }
 
 fn listed(names: &[String]) -> String {
@@ -262,7 +278,24 @@ impl Tree {
                 tree.complete = false;
                 break;
             }
-            for entry in fs::read_dir(root.join(&folder)).into_iter().flatten().flatten() {
+            let entries = match fs::read_dir(root.join(&folder)) {
+                Ok(entries) => entries,
+                Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
+                // The agent has closed it, to us or to everybody; what was closed before the session is the user's.
+                Err(_) => {
+                    let meta = root.join(&folder).symlink_metadata();
+                    if !meta.is_ok_and(|meta| (meta.ctime(), meta.ctime_nsec()) < since) {
+                        tree.complete = false;
+                        tree.add(&format!("{}/", folder.display()));
+                    }
+                    continue;
+                }
+            };
+            for (count, entry) in entries.flatten().enumerate() {
+                if count % 256 == 255 && Instant::now() > deadline {
+                    tree.complete = false;
+                    break;
+                }
                 let name = entry.file_name();
                 // Git's own business, which has its own watch.
                 if name == ".git" || (folder.as_os_str().is_empty() && name == ".worktrees") {
@@ -295,7 +328,9 @@ impl Tree {
 
     fn add(&mut self, name: &str) {
         if self.host_files.len() < MOST {
-            self.host_files.push(name.to_owned());
+            self.host_files.push(bounded(name));
+        } else {
+            self.complete = false;
         }
     }
 
@@ -309,7 +344,7 @@ impl Tree {
     /// Not for a tree that was not seen whole: the other name may be in it.
     fn linked_outside(&self) -> Vec<String> {
         let outside = self.links.values().filter(|(names, met, _)| self.complete && names > met);
-        let mut paths: Vec<String> = outside.map(|(_, _, path)| path.display().to_string()).collect();
+        let mut paths: Vec<String> = outside.map(|(_, _, path)| bounded(&path.display().to_string())).collect();
         paths.sort();
         paths.truncate(MOST);
         paths
@@ -332,7 +367,7 @@ fn is_listed(name: &str) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use std::os::unix::fs::symlink;
+    use std::os::unix::fs::{PermissionsExt, symlink};
 
     use super::*;
 
@@ -394,6 +429,32 @@ mod tests {
         fs::write(dir.path().join("outside"), "").unwrap();
         fs::hard_link(dir.path().join("outside"), tree.join("shared")).unwrap();
         assert_eq!(look(&tree).linked_outside(), ["shared"]);
+    }
+
+    #[cfg(target_os = "linux")]
+    #[test]
+    fn a_folder_that_is_closed_to_looks_is_named() {
+        let dir = tempfile::tempdir().unwrap();
+        let sub = dir.path().join("sub");
+        fs::create_dir(&sub).unwrap();
+        fs::write(sub.join(".envrc"), "").unwrap();
+        let mode = |path: &Path, mode| fs::set_permissions(path, fs::Permissions::from_mode(mode)).unwrap();
+        mode(dir.path(), 0o755);
+        // Root reads everything; a thread may look with the eyes of somebody else.
+        let look_as_user = || {
+            let path = dir.path().to_owned();
+            let tree = std::thread::spawn(move || {
+                if nix::unistd::geteuid().is_root() {
+                    nix::unistd::setfsuid(nix::unistd::Uid::from_raw(65534));
+                }
+                look(&path)
+            });
+            let tree = tree.join().unwrap();
+            (tree.host_files, tree.complete)
+        };
+        assert_eq!(look_as_user(), (vec!["sub/.envrc".to_owned()], true));
+        mode(&sub, 0o311);
+        assert_eq!(look_as_user(), (vec!["sub/".to_owned()], false));
     }
 
     #[test]

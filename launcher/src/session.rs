@@ -140,7 +140,7 @@ impl Session<'_> {
     /// Says and keeps what the session did that matters on this machine.
     fn report(&self, report: Option<Report>, record: &Record, commits: Vec<String>) {
         if let Some(mut report) = report {
-            report.commits = commits;
+            report.take_commits(commits);
             report.keep(self.home, record);
             report.say(self.terminal);
         }

@@ -86,6 +86,8 @@ type Pieces = (Vec<(u64, u32)>, u64);
 const LONGEST_LINE: u64 = 64 << 20;
 const VOID: u32 = u32::MAX;
 const MOST_SECTIONS: usize = 100_000;
+/// Of all parts together: pieces of 64 KiB are what is written, and less where a pipe gives less.
+const MOST_PIECES: usize = 2_000_000;
 
 impl Bundle {
     /// Reads the frame of a bundle. One that ends before its last line is an error: its container was killed while it wrote.
@@ -150,6 +152,7 @@ fn read_frame(reader: &mut (impl BufRead + Seek), length: u64) -> Result<(Vec<Se
         bail!("it is no export of this version");
     }
     let mut sections = Vec::new();
+    let mut left = MOST_PIECES;
     loop {
         let line = read_line(reader)?;
         if let Some(said) = line.end {
@@ -163,14 +166,14 @@ fn read_frame(reader: &mut (impl BufRead + Seek), length: u64) -> Result<(Vec<Se
         if sections.len() >= MOST_SECTIONS {
             bail!("it has too many parts");
         }
-        if let Some((pieces, size)) = read_pieces(reader, length)? {
+        if let Some((pieces, size)) = read_pieces(reader, length, &mut left)? {
             sections.push(Section { repository: kind.0, kind: kind.1, size, pieces });
         }
     }
 }
 
 /// Where each piece of a part is, and how much there is. `None` if the part is void.
-fn read_pieces(reader: &mut (impl BufRead + Seek), length: u64) -> Result<Option<Pieces>> {
+fn read_pieces(reader: &mut (impl BufRead + Seek), length: u64, left: &mut usize) -> Result<Option<Pieces>> {
     let (mut pieces, mut size) = (Vec::new(), 0);
     loop {
         let mut number = [0; 4];
@@ -179,6 +182,7 @@ fn read_pieces(reader: &mut (impl BufRead + Seek), length: u64) -> Result<Option
         if piece == 0 || piece == VOID {
             return Ok((piece == 0).then_some((pieces, size)));
         }
+        *left = left.checked_sub(1).context("it has too many pieces")?;
         let at = reader.stream_position()?;
         if at + u64::from(piece) > length {
             bail!("it ends too early");
@@ -239,6 +243,19 @@ mod tests {
             &[b'x'; 1001],
         ] {
             assert!(open_bytes(bytes).is_err());
+        }
+        // As many pieces as may be, and one more.
+        for (pieces, is_taken) in [(MOST_PIECES, true), (MOST_PIECES + 1, false)] {
+            let mut reader = io::Cursor::new(
+                [
+                    b"{\"pi-export\":1}\n{\"pack\":\"\"}\n".to_vec(),
+                    b"\0\0\0\x01x".repeat(pieces),
+                    b"\0\0\0\0{\"end\":{}}\n".to_vec(),
+                ]
+                .concat(),
+            );
+            let length = reader.get_ref().len() as u64;
+            assert_eq!(read_frame(&mut reader, length).is_ok(), is_taken);
         }
     }
 }

@@ -31,15 +31,13 @@ impl Intake<'_> {
         let mut landed = Vec::new();
         let mut refuse =
             |name: &str, why: &str| landed.push(Landed::Refused { name: name.to_owned(), why: why.to_owned() });
+        let count = said.refs.len() + said.failed.len();
+        if count > self.limits.refs {
+            refuse("refs/heads", &format!("{count} references are more than the limit of {}", self.limits.refs));
+            return Ok((Vec::new(), landed));
+        }
         for (name, why) in &said.failed {
             refuse(name, &printable(why));
-        }
-        if said.refs.len() > self.limits.refs {
-            refuse(
-                "refs/heads",
-                &format!("{} references are more than the limit of {}", said.refs.len(), self.limits.refs),
-            );
-            return Ok((Vec::new(), landed));
         }
         let mut wishes: BTreeMap<&str, &str> = BTreeMap::new();
         for (name, oid) in &said.refs {

@@ -5,6 +5,7 @@
 use std::collections::{BTreeSet, HashMap};
 use std::fmt;
 use std::fs::{self, Metadata};
+use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -28,7 +29,9 @@ pub(crate) enum Finding {
     Changed(PathBuf),
     /// A program or configuration in the tree that the host's git uses.
     Program(PathBuf),
-    /// There are more folders than are looked at.
+    /// A folder that was open to a look, or was not there, and is closed now: git run in it obeys what nobody sees.
+    Unreadable(PathBuf),
+    /// There are more folders, or more names in one, than are looked at.
     TooMany,
 }
 
@@ -37,6 +40,7 @@ const GRAIN: Duration = Duration::from_secs(2);
 /// Between two looks: this, or eight times as long as the last one took.
 const PAUSE: Duration = Duration::from_millis(400);
 const MOST_FOLDERS: usize = 500_000;
+const MOST_NAMES: usize = 1_000_000;
 
 /// What is known of a working tree, and what was found in it.
 pub(crate) struct Watch {
@@ -45,6 +49,8 @@ pub(crate) struct Watch {
     /// Files that matter, as they were at the start; `None` if not there.
     files: HashMap<PathBuf, (Option<Stamp>, bool)>,
     repositories: BTreeSet<PathBuf>,
+    /// Folders that could not be read at the start, of another user for example.
+    closed: BTreeSet<PathBuf>,
     pub(crate) found: BTreeSet<Finding>,
 }
 
@@ -69,6 +75,7 @@ impl Watch {
             folders: HashMap::new(),
             files: HashMap::new(),
             repositories: BTreeSet::new(),
+            closed: BTreeSet::new(),
             found: BTreeSet::new(),
         };
         for program in programs {
@@ -115,7 +122,13 @@ impl Watch {
                 self.found.insert(Finding::TooMany);
                 return;
             }
-            let Ok(meta) = path.symlink_metadata() else { continue };
+            let meta = match path.symlink_metadata() {
+                Ok(meta) => meta,
+                Err(error) => {
+                    self.found_closed(&path, first, &error);
+                    continue;
+                }
+            };
             let again = is_recent(&meta);
             let names = self.read_one(&path, first, &mut to_read);
             if names.is_repository() {
@@ -127,7 +140,18 @@ impl Watch {
 
     fn read_one(&mut self, path: &Path, first: bool, to_read: &mut Vec<PathBuf>) -> Names {
         let mut names = Names::default();
-        for entry in fs::read_dir(path).into_iter().flatten().flatten() {
+        let entries = match fs::read_dir(path) {
+            Ok(entries) => entries,
+            Err(error) => {
+                self.found_closed(path, first, &error);
+                return names;
+            }
+        };
+        for (count, entry) in entries.flatten().enumerate() {
+            if count >= MOST_NAMES {
+                self.found.insert(Finding::TooMany);
+                break;
+            }
             let name = entry.file_name();
             let is_folder = entry.file_type().is_ok_and(|kind| kind.is_dir());
             let below = path.join(&name);
@@ -150,6 +174,16 @@ impl Watch {
             }
         }
         names
+    }
+
+    fn found_closed(&mut self, path: &Path, first: bool, error: &io::Error) {
+        // What is not there any more, or no folder any more, is looked for in the folder above.
+        if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) {
+        } else if first {
+            self.closed.insert(path.to_owned());
+        } else if !self.closed.contains(path) {
+            self.found.insert(Finding::Unreadable(self.relative(path)));
+        }
     }
 
     fn found_dot_git(&mut self, dot_git: &Path, is_folder: bool, first: bool) {
@@ -265,7 +299,12 @@ impl fmt::Display for Finding {
             Finding::Program(path) => {
                 write!(f, "'{}' has changed: the host's git is configured to use it", shown(path))
             }
-            Finding::TooMany => write!(f, "more than {MOST_FOLDERS} folders: the rest is not watched for repositories"),
+            Finding::Unreadable(path) => {
+                write!(f, "'{}' cannot be looked into any more: git run on the host in there may obey it", shown(path))
+            }
+            Finding::TooMany => {
+                write!(f, "too many folders or names in one: not all of them are watched for repositories")
+            }
         }
     }
 }
@@ -331,6 +370,39 @@ impl Drop for Watcher {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[cfg(target_os = "linux")]
+    #[test]
+    fn a_folder_that_is_closed_to_looks_is_found_unless_it_was_so_before() {
+        use std::os::unix::fs::PermissionsExt;
+        let dir = tempfile::tempdir().unwrap();
+        let mode =
+            |name: &str, mode| fs::set_permissions(dir.path().join(name), fs::Permissions::from_mode(mode)).unwrap();
+        mode("", 0o755);
+        for name in ["open", "closed", "passed"] {
+            fs::create_dir_all(dir.path().join(name).join("below")).unwrap();
+        }
+        mode("closed", 0o711);
+        let (root, (ask, asked), (tell, told)) = (dir.path().to_owned(), channel(), channel());
+        // Root reads everything; a thread may look with the eyes of somebody else.
+        let looking = std::thread::spawn(move || {
+            if nix::unistd::geteuid().is_root() {
+                nix::unistd::setfsuid(nix::unistd::Uid::from_raw(65534));
+            }
+            let mut watch = Watch::begin(&root, &[]);
+            while tell.send(watch.look()).is_ok() && asked.recv().is_ok() {}
+        });
+        assert_eq!(told.recv().unwrap(), []);
+        mode("open", 0o711);
+        mode("closed", 0o311);
+        // Its names can be read, and nothing of what is below.
+        mode("passed", 0o744);
+        ask.send(()).unwrap();
+        let found = told.recv().unwrap();
+        assert_eq!(found, [Finding::Unreadable("open".into()), Finding::Unreadable("passed/below".into())]);
+        drop((ask, told));
+        looking.join().unwrap();
+    }
 
     #[test]
     fn every_spelling_of_git_is_seen_and_nothing_else() {
