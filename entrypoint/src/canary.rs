@@ -6,7 +6,7 @@
 use std::collections::hash_map::RandomState;
 use std::fs;
 use std::hash::BuildHasher;
-use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4, UdpSocket};
+use std::net::{Ipv4Addr, SocketAddrV4, UdpSocket};
 use std::time::{Duration, Instant};
 
 use crate::failure::{Failure, Kind, Result};
@@ -18,14 +18,15 @@ const OUTSIDE: &str = "example.com";
 /// Fails if any of the launcher's listeners, or the outside by DNS, can be reached.
 pub(crate) fn check(listeners: &[SocketAddrV4]) -> Result<()> {
     let deadline = Instant::now() + PATIENCE;
-    let routes = fs::read_to_string("/proc/net/route").unwrap_or_default();
-    let resolvers = resolvers(&fs::read_to_string("/etc/resolv.conf").unwrap_or_default());
+    // Where nothing listens, nothing at the host's ends would.
+    let hosts = if listeners.is_empty() { Vec::new() } else { host_ends(&read("/proc/net/route")) };
+    let resolvers = resolvers(&read("/etc/resolv.conf"));
     let query = query();
     let mut streams = Vec::new();
     let mut targets = Vec::new();
-    for target in with_host_ends(listeners, &host_ends(&routes)) {
+    for target in with_host_ends(listeners, &hosts) {
         // An error here is an answer: no route, or refused at once.
-        if let Ok(stream) = net::begin_connect(target) {
+        if let Ok(stream) = net::begin_stream(target) {
             streams.push(stream);
             targets.push(target);
         }
@@ -53,6 +54,11 @@ pub(crate) fn check(listeners: &[SocketAddrV4]) -> Result<()> {
         }
     }
     Ok(())
+}
+
+/// An empty text for what is not there.
+fn read(path: &str) -> String {
+    fs::read_to_string(path).unwrap_or_default()
 }
 
 fn open(what: &str) -> Failure {
@@ -105,9 +111,7 @@ fn query() -> Vec<u8> {
 }
 
 fn ask(resolver: Ipv4Addr, query: &[u8]) -> Option<UdpSocket> {
-    let socket = UdpSocket::bind(SocketAddrV4::new(Ipv4Addr::UNSPECIFIED, 0)).ok()?;
-    socket.set_nonblocking(true).ok()?;
-    socket.connect(SocketAddr::from((resolver, 53))).ok()?;
+    let socket = net::datagrams_to(SocketAddrV4::new(resolver, 53)).ok()?;
     socket.send(query).ok()?;
     Some(socket)
 }

@@ -26,7 +26,7 @@ pub(crate) fn prepare(config: &Config, home: &Place, input: &Place, control: &Co
     let copies = input.dir("agent").ok();
     if let Some(copies) = &copies {
         let mut copier = Copier { left: COPY_LIMIT, control };
-        copier.copy(copies, &agent, NOT_COPIED, 0)?;
+        copier.copy(copies, &agent, 0, &|name| NOT_COPIED.contains(&name))?;
     }
     settings(config, copies.as_ref(), &agent)?;
     if config.mode == Mode::Session {
@@ -91,20 +91,17 @@ fn optional(content: std::io::Result<Vec<u8>>, name: &str, control: &Control) ->
     }
 }
 
-/// The shipped extensions, but those that the repository replaces by one of the same name that pi will load.
+/// The shipped extensions, but those that the repository, or the user, replaces by one of the same name that pi will load.
 fn extensions(config: &Config, workspace: &Place, agent: &Place, control: &Control) -> Result<()> {
     let Ok(shipped) = Place::directory("/defaults/extensions") else { return Ok(()) };
-    let entries = shipped.list().map_err(|error| Failure::preparing("read '/defaults/extensions'", &cause(&error)))?;
-    let replaced = |name: &str| config.trust && workspace.has(&format!(".pi/extensions/{name}"));
-    let left_out: Vec<&str> = entries.iter().map(|(name, _)| name.as_str()).filter(|name| replaced(name)).collect();
     let target = agent
         .make_dir("extensions", 0o700)
         .map_err(|error| Failure::preparing("make the extensions directory", &cause(&error)))?;
-    let left_out: Vec<&str> = left_out
-        .into_iter()
-        .chain(entries.iter().map(|(name, _)| name.as_str()).filter(|name| target.has(name)))
-        .collect();
-    Copier { left: COPY_LIMIT, control }.copy(&shipped, &target, &left_out, 0)
+    let replaced = |name: &str| {
+        let by_the_repository = config.trust && workspace.has(&format!(".pi/extensions/{name}"));
+        by_the_repository || target.has(name)
+    };
+    Copier { left: COPY_LIMIT, control }.copy(&shipped, &target, 0, &replaced)
 }
 
 struct Copier<'a> {
@@ -113,11 +110,11 @@ struct Copier<'a> {
 }
 
 impl Copier<'_> {
-    /// Copies the regular files and directories in `from`, but those that are named, into `to`.
-    fn copy(&mut self, from: &Place, to: &Place, but: &[&str], depth: usize) -> Result<()> {
+    /// Copies the regular files and directories in `from`, but those that are `left_out` by their name, into `to`.
+    fn copy(&mut self, from: &Place, to: &Place, depth: usize, left_out: &dyn Fn(&str) -> bool) -> Result<()> {
         let failed = |what: &str, error: &std::io::Error| Failure::preparing(&format!("copy '{what}'"), &cause(error));
         for (name, kind) in from.list().map_err(|error| failed("a directory", &error))? {
-            if but.contains(&name.as_str()) {
+            if left_out(&name) {
                 continue;
             }
             match kind {
@@ -129,7 +126,7 @@ impl Copier<'_> {
                 Kind::Directory if depth < DEPTH_LIMIT => {
                     let source = from.dir(&name).map_err(|error| failed(&name, &error))?;
                     let target = to.make_dir(&name, 0o700).map_err(|error| failed(&name, &error))?;
-                    self.copy(&source, &target, &[], depth + 1)?;
+                    self.copy(&source, &target, depth + 1, &|_| false)?;
                 }
                 _ => self.control.log(&format!("left out '{name}': not a regular file or directory")),
             }

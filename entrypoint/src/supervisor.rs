@@ -42,6 +42,8 @@ struct Deadline {
 
 pub(crate) struct Supervisor<'a> {
     signals: &'a Signals,
+    /// PID 1 takes the terminal and gives the main program a group of its own: elsewhere both belong to the shell that started this.
+    first: bool,
     terminal: Option<Terminal>,
     /// Set when this is PID 1 of a container: everyone else is ours.
     everyone: Option<Everyone>,
@@ -67,13 +69,12 @@ impl Status {
 
 impl<'a> Supervisor<'a> {
     pub(crate) fn new(signals: &'a Signals, grace: Duration) -> Self {
-        let everyone = Everyone::below_this_init();
-        // Only PID 1 takes the terminal: elsewhere it belongs to the shell that started this.
-        let terminal = everyone.as_ref().and_then(|_| Terminal::open());
+        let first = process::own_pid() == 1;
         Self {
             signals,
-            terminal,
-            everyone,
+            first,
+            terminal: first.then(Terminal::open).flatten(),
+            everyone: None,
             grace,
             deadline: None,
             main: 0,
@@ -91,8 +92,11 @@ impl<'a> Supervisor<'a> {
 
     /// Starts the program; it is executing when this returns.
     pub(crate) fn start(&mut self, program: &Program) -> Result<(), process::NotStarted> {
-        let group = self.everyone.as_ref().map_or(Group::Ours, |_| Group::Own(self.terminal.as_ref()));
-        self.main = process::start(program, group, self.signals)?;
+        let group = if self.first { Group::Own(self.terminal.as_ref()) } else { Group::Ours };
+        let started = process::start(program, group, self.signals);
+        // The program need not wait for this look.
+        self.everyone = Everyone::below_this_init();
+        self.main = started?;
         Ok(())
     }
 

@@ -1,7 +1,7 @@
 //! Sockets and descriptors that must not make this process wait: connections that are begun, and one wait for all of them; datagrams
 //! that are announced by a signal; whether a line can be written.
 //!
-//! Sockets come from the standard library as far as it can do it.
+//! The standard library has sockets, but none that begins to connect without waiting.
 #![expect(unsafe_code, reason = "a connection that does not block, a socket that signals")]
 
 use std::io;
@@ -16,10 +16,18 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 const PATIENCE: u8 = 100;
 
 /// Begins a connection and returns at once; the socket becomes writable when it is decided.
-pub(crate) fn begin_connect(address: SocketAddrV4) -> io::Result<TcpStream> {
-    let kind = libc::SOCK_STREAM | libc::SOCK_NONBLOCK | libc::SOCK_CLOEXEC;
+pub(crate) fn begin_stream(address: SocketAddrV4) -> io::Result<TcpStream> {
+    connect(libc::SOCK_STREAM, address).map(Into::into)
+}
+
+/// A socket for datagrams to and from this address, which never waits.
+pub(crate) fn datagrams_to(address: SocketAddrV4) -> io::Result<UdpSocket> {
+    connect(libc::SOCK_DGRAM, address).map(Into::into)
+}
+
+fn connect(kind: libc::c_int, address: SocketAddrV4) -> io::Result<OwnedFd> {
     // SAFETY: no pointer is passed.
-    let fd = unsafe { libc::socket(libc::AF_INET, kind, 0) };
+    let fd = unsafe { libc::socket(libc::AF_INET, kind | libc::SOCK_NONBLOCK | libc::SOCK_CLOEXEC, 0) };
     if fd < 0 {
         return Err(io::Error::last_os_error());
     }
@@ -36,7 +44,7 @@ pub(crate) fn begin_connect(address: SocketAddrV4) -> io::Result<TcpStream> {
     let result = unsafe { libc::connect(socket.as_raw_fd(), (&raw const raw).cast(), length) };
     let error = io::Error::last_os_error();
     if result == 0 || error.raw_os_error() == Some(libc::EINPROGRESS) {
-        return Ok(socket.into());
+        return Ok(socket);
     }
     Err(error)
 }
