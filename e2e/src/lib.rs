@@ -2,7 +2,7 @@
 //!
 //! A `World` is one person's machine: a home folder, pi-docker's own folder, a repository, and an internet of its own. Everything
 //! it makes goes away with it, unless E2E_KEEP=1 is set. E2E_LAUNCHER names another launcher than the one that was built in the
-//! clone; PI_DOCKER_IMAGE and PI_DOCKER_PROXY_IMAGE name other images.
+//! clone, E2E_SOURCES another clone; PI_DOCKER_IMAGE and PI_DOCKER_PROXY_IMAGE name other images.
 
 pub mod ca;
 pub mod docker;

@@ -344,9 +344,9 @@ fn read_scenario(name: &str) -> Result<Value> {
     serde_json::from_slice(&text).with_context(|| format!("cannot understand '{}'", path.display()))
 }
 
-/// The shipped files, as a clone has them.
-fn install(target: &Path) -> Result<()> {
-    let clone = manifest("..").canonicalize()?;
+/// The shipped files, as a clone has them: this one, or the one that E2E_SOURCES names.
+pub fn install(target: &Path) -> Result<()> {
+    let clone = std::env::var_os("E2E_SOURCES").map_or_else(|| manifest(".."), PathBuf::from).canonicalize()?;
     let mut list = Command::new("git");
     list.args(["-c", "safe.directory=*", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]);
     let listed = run(list.current_dir(&clone))?;

@@ -196,13 +196,13 @@ fn a_subagents_name_is_a_word_and_its_instructions_are_nobody_elses_to_read() ->
                  cd /workspace && printf 'pri%s: do one thing\\n' vate >/tmp/instructions &&
                  pi-subagent spawn --pr none --instructions-file /tmp/instructions --task";
     for name in [
+        "a/b",
         "../x",
         "$(touch /tmp/ran)",
         "`touch /tmp/ran`",
         "a;touch /tmp/ran",
         "-x",
         "A",
-        "a/b",
         "a b",
         "",
         ".",

@@ -93,7 +93,7 @@ impl PrivateSide<'_> {
             }
         };
         prepared.warnings.iter().for_each(|line| self.terminal.warn(&printable(line), ""));
-        let watcher = Watcher::start(self.root.to_owned(), prepared.programs, self.say_at_once(session))?;
+        let watcher = Watcher::start(self.root, prepared.programs, self.say_at_once(session))?;
         Ok(Ready { mounts: prepared.mounts, watcher: Some(watcher), linked })
     }
 

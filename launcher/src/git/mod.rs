@@ -10,6 +10,7 @@ mod closing;
 mod cover;
 pub(crate) mod direct;
 mod filters;
+pub(crate) mod finding;
 mod guard;
 mod head;
 mod import;
@@ -30,11 +31,14 @@ pub(crate) mod report;
 mod repository;
 mod run;
 mod settings;
+pub(crate) mod walk;
 pub(crate) mod watch;
+mod watcher;
 
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 
+pub(crate) use finding::Finding;
 pub(crate) use import::{Limits, import, import_running};
 pub(crate) use ledger::{direct as direct_sessions, mounts, set_aside, unimported};
 pub(crate) use prepare::{forget, prepare, release};
@@ -42,7 +46,7 @@ pub(crate) use refs::head as checked_out;
 pub(crate) use report::ImportReport;
 pub(crate) use repository::Repository;
 pub(crate) use run::Git;
-pub(crate) use watch::{Finding, Watcher};
+pub(crate) use watcher::Watcher;
 
 /// A repository, its private side and the session that is meant.
 #[derive(Clone, Copy)]

@@ -2,59 +2,54 @@
 //! the host's git is told to run. They are looked for all the time, without git, by the time of change of each folder: that can
 //! be read on every system, cannot be forged by who owns the folder, and costs one `lstat` per folder and look.
 
-use std::collections::{BTreeSet, HashMap};
-use std::fmt;
-use std::fs::{self, Metadata};
+use std::collections::{BTreeMap, BTreeSet};
+use std::ffi::OsString;
+use std::fs;
 use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::mpsc::{Receiver, channel};
-use std::thread::JoinHandle;
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, SystemTime};
 
-use anyhow::{Context, Result};
+use nix::libc;
 
-use super::report::printable;
-
-/// Something in the working tree that the host's git would obey. The paths are from its top.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub(crate) enum Finding {
-    /// A repository in this folder that was not there when the session began.
-    Repository(PathBuf),
-    /// This folder is a repository by itself, without a working tree.
-    Bare(PathBuf),
-    /// A file of a repository that was there, by which it can be made to run something.
-    Changed(PathBuf),
-    /// A program or configuration in the tree that the host's git uses.
-    Program(PathBuf),
-    /// A folder that was open to a look, or was not there, and is closed now: git run in it obeys what nobody sees.
-    Unreadable(PathBuf),
-    /// There are more folders, or more names in one, than are looked at.
-    TooMany,
-}
+use super::finding::Finding;
+use super::walk::{DEEPEST, Folder, Meta, Tree, Walk};
 
 /// A change within this long before a look may be followed by another one with the same time.
 const GRAIN: Duration = Duration::from_secs(2);
-/// Between two looks: this, or eight times as long as the last one took.
-const PAUSE: Duration = Duration::from_millis(400);
 const MOST_FOLDERS: usize = 500_000;
 const MOST_NAMES: usize = 1_000_000;
 
-/// What is known of a working tree, and what was found in it.
+/// What is known of a working tree, and what was found in it. Paths are from its top, where nothing else is said.
 pub(crate) struct Watch {
+    known: Known,
+    tree: Tree,
+    most: Most,
+}
+
+/// How much is looked at.
+#[derive(Clone, Copy)]
+struct Most {
+    folders: usize,
+    /// In one folder.
+    names: usize,
+}
+
+#[derive(Default)]
+struct Known {
     root: PathBuf,
-    folders: HashMap<PathBuf, Folder>,
-    /// Files that matter, as they were at the start; `None` if not there.
-    files: HashMap<PathBuf, (Option<Stamp>, bool)>,
+    folders: BTreeMap<PathBuf, Seen>,
+    /// Files of repositories that matter, as they were at the start; `None` if not there.
+    files: BTreeMap<PathBuf, Option<Stamp>>,
+    /// The same of programs, by the whole path: what the host's git would run, whatever links lead there.
+    programs: BTreeMap<PathBuf, Option<Stamp>>,
     repositories: BTreeSet<PathBuf>,
     /// Folders that could not be read at the start, of another user for example.
     closed: BTreeSet<PathBuf>,
-    pub(crate) found: BTreeSet<Finding>,
+    found: BTreeSet<Finding>,
 }
 
-struct Folder {
+struct Seen {
     stamp: Stamp,
     /// Read so soon after its last change that another one may have the same time.
     again: bool,
@@ -68,106 +63,135 @@ struct Stamp {
 }
 
 impl Watch {
+    /// Holds the tree. `root` is its top, links followed.
+    pub(crate) fn open(root: &Path) -> io::Result<Watch> {
+        let most = Most { folders: MOST_FOLDERS, names: MOST_NAMES };
+        Ok(Watch { tree: Tree::open(root)?, known: Known { root: root.to_owned(), ..Known::default() }, most })
+    }
+
     /// Takes all that is there now for the user's. `programs` are files and folders in the tree that the host's git uses.
-    pub(crate) fn begin(root: &Path, programs: &[PathBuf]) -> Watch {
-        let mut watch = Watch {
-            root: root.to_owned(),
-            folders: HashMap::new(),
-            files: HashMap::new(),
-            repositories: BTreeSet::new(),
-            closed: BTreeSet::new(),
-            found: BTreeSet::new(),
-        };
+    pub(crate) fn begin(&mut self, programs: &[PathBuf]) {
         for program in programs {
-            watch.remember(program, true);
+            self.known.programs.insert(program.clone(), look_at(program));
             for entry in fs::read_dir(program).into_iter().flatten().flatten() {
-                watch.remember(&entry.path(), true);
+                self.known.programs.insert(entry.path(), look_at(&entry.path()));
             }
         }
-        watch.read(vec![root.to_owned()], true);
-        watch
+        Look { known: &mut self.known, walk: self.tree.walk(), most: self.most, first: true }
+            .read(vec![PathBuf::new()]);
     }
 
     /// Looks again. Returns what was not found before.
     pub(crate) fn look(&mut self) -> Vec<Finding> {
-        let before = self.found.clone();
-        let mut to_read = Vec::new();
-        self.folders.retain(|path, folder| match path.symlink_metadata() {
-            Ok(meta) if meta.is_dir() => {
-                if folder.again || folder.stamp != stamp(&meta, true) {
-                    to_read.push(path.clone());
+        let before = self.known.found.clone();
+        let mut look = Look { known: &mut self.known, walk: self.tree.walk(), most: self.most, first: false };
+        let changed = look.changed_folders();
+        look.read(changed);
+        look.changed_files();
+        self.known.found.difference(&before).cloned().collect()
+    }
+
+    /// Everything that was found since it began.
+    pub(crate) fn found(self) -> impl Iterator<Item = Finding> {
+        self.known.found.into_iter()
+    }
+}
+
+/// One look at the tree.
+struct Look<'a> {
+    known: &'a mut Known,
+    walk: Walk<'a>,
+    most: Most,
+    first: bool,
+}
+
+impl Look<'_> {
+    /// The folders that have changed since they were read. Those that are gone are forgotten.
+    fn changed_folders(&mut self) -> Vec<PathBuf> {
+        let (walk, mut changed) = (&mut self.walk, Vec::new());
+        self.known.folders.retain(|path, seen| match walk.look(path) {
+            Ok(meta) if meta.is_folder => {
+                if seen.again || seen.stamp != stamp(&meta, true) {
+                    changed.push(path.clone());
                 }
                 true
             }
             _ => false,
         });
-        self.read(to_read, false);
-        let changed: Vec<(PathBuf, bool)> = self
-            .files
-            .iter()
-            .filter(|(path, (before, _))| look_at(path, before.is_none_or(|stamp| stamp.changed.is_some())) != *before)
-            .map(|(path, (_, is_program))| (path.clone(), *is_program))
-            .collect();
-        for (path, is_program) in changed {
-            let shown = self.relative(&path);
-            self.found.insert(if is_program { Finding::Program(shown) } else { Finding::Changed(shown) });
+        changed
+    }
+
+    fn changed_files(&mut self) {
+        for (path, before) in &self.known.files {
+            let with_time = before.is_none_or(|stamp| stamp.changed.is_some());
+            if self.walk.look(path).ok().map(|meta| stamp(&meta, with_time)) != *before {
+                self.known.found.insert(Finding::Changed(path.clone()));
+            }
         }
-        self.found.difference(&before).cloned().collect()
+        for (path, _) in self.known.programs.iter().filter(|(path, before)| look_at(path) != **before) {
+            let shown = path.strip_prefix(&self.known.root).unwrap_or(path);
+            self.known.found.insert(Finding::Program(shown.to_owned()));
+        }
     }
 
     /// Reads folders, and those below that are not known yet.
-    fn read(&mut self, mut to_read: Vec<PathBuf>, first: bool) {
+    fn read(&mut self, mut to_read: Vec<PathBuf>) {
         while let Some(path) = to_read.pop() {
-            if self.folders.len() >= MOST_FOLDERS {
-                self.found.insert(Finding::TooMany);
+            if self.known.folders.len() >= self.most.folders {
+                self.known.found.insert(Finding::TooMany);
                 return;
             }
-            let meta = match path.symlink_metadata() {
-                Ok(meta) => meta,
+            let opened = self.walk.folder(&path).and_then(|folder| Ok((folder.meta()?, folder)));
+            let (meta, names) = match opened {
+                Ok((meta, folder)) => (Ok(meta), self.read_one(&path, &folder, &mut to_read)),
+                // It may be seen, and may not be read.
                 Err(error) => {
-                    self.found_closed(&path, first, &error);
-                    continue;
+                    self.found_closed(&path, &error);
+                    (self.walk.look(&path), Names::default())
                 }
             };
-            let again = is_recent(&meta);
-            let names = self.read_one(&path, first, &mut to_read);
             if names.is_repository() {
-                self.found_repository(&path, first);
+                self.found_repository(&path);
             }
-            self.folders.insert(path, Folder { stamp: stamp(&meta, true), again });
+            if let Ok(meta) = meta
+                && meta.is_folder
+            {
+                self.known.folders.insert(path, Seen { stamp: stamp(&meta, true), again: is_recent(&meta) });
+            }
         }
     }
 
-    fn read_one(&mut self, path: &Path, first: bool, to_read: &mut Vec<PathBuf>) -> Names {
+    fn read_one(&mut self, path: &Path, folder: &Folder, to_read: &mut Vec<PathBuf>) -> Names {
         let mut names = Names::default();
-        let entries = match fs::read_dir(path) {
+        let entries = match folder.entries() {
             Ok(entries) => entries,
             Err(error) => {
-                self.found_closed(path, first, &error);
+                self.found_closed(path, &error);
                 return names;
             }
         };
-        for (count, entry) in entries.flatten().enumerate() {
-            if count >= MOST_NAMES {
-                self.found.insert(Finding::TooMany);
+        let (is_top, is_deepest) = (path.as_os_str().is_empty(), path.components().count() >= DEEPEST);
+        for (count, (name, is_folder)) in entries.enumerate() {
+            if count >= self.most.names {
+                self.known.found.insert(Finding::TooMany);
                 break;
             }
-            let name = entry.file_name();
-            let is_folder = entry.file_type().is_ok_and(|kind| kind.is_dir());
-            let below = path.join(&name);
             match name.to_str() {
-                Some(name) if is_dot_git(name) => {
-                    if path != self.root {
-                        self.found_dot_git(&below, is_folder, first);
-                    } else if name != ".git" && !is_same(&below, &self.root.join(".git")) {
-                        self.found.insert(Finding::Repository(PathBuf::new()));
+                Some(text) if is_dot_git(text) => {
+                    if !is_top {
+                        self.found_dot_git(&path.join(&name), is_folder);
+                    } else if text != ".git" && !is_same(folder, &name) {
+                        self.known.found.insert(Finding::Repository(PathBuf::new()));
                     }
                 }
                 // Covered by a mount: what the host has there the agent cannot reach.
-                Some(".worktrees") if path == self.root => {}
-                name => {
-                    names.add(name.unwrap_or_default(), is_folder);
-                    if is_folder && !self.folders.contains_key(&below) {
+                Some(".worktrees") if is_top => {}
+                text => {
+                    names.add(text.unwrap_or_default(), is_folder);
+                    let below = path.join(&name);
+                    if is_folder && is_deepest {
+                        self.known.found.insert(Finding::TooMany);
+                    } else if is_folder && !self.known.folders.contains_key(&below) {
                         to_read.push(below);
                     }
                 }
@@ -176,56 +200,55 @@ impl Watch {
         names
     }
 
-    fn found_closed(&mut self, path: &Path, first: bool, error: &io::Error) {
+    fn found_closed(&mut self, path: &Path, error: &io::Error) {
         // What is not there any more, or no folder any more, is looked for in the folder above.
-        if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) {
-        } else if first {
-            self.closed.insert(path.to_owned());
-        } else if !self.closed.contains(path) {
-            self.found.insert(Finding::Unreadable(self.relative(path)));
+        if matches!(error.raw_os_error(), Some(libc::ENOENT | libc::ENOTDIR | libc::ELOOP)) {
+        } else if self.first {
+            self.known.closed.insert(path.to_owned());
+        } else if !self.known.closed.contains(path) {
+            self.known.found.insert(Finding::Unreadable(path.to_owned()));
         }
     }
 
-    fn found_dot_git(&mut self, dot_git: &Path, is_folder: bool, first: bool) {
-        if !first {
-            if !self.repositories.contains(dot_git) {
+    fn found_dot_git(&mut self, dot_git: &Path, is_folder: bool) {
+        if !self.first {
+            if !self.known.repositories.contains(dot_git) {
                 let folder = dot_git.parent().unwrap_or(dot_git);
-                self.found.insert(Finding::Repository(self.relative(folder)));
+                self.known.found.insert(Finding::Repository(folder.to_owned()));
             }
             return;
         }
-        self.repositories.insert(dot_git.to_owned());
-        self.files.insert(dot_git.to_owned(), (look_at(dot_git, !is_folder), false));
+        self.known.repositories.insert(dot_git.to_owned());
+        self.remember(dot_git, !is_folder);
         if is_folder {
             self.remember_parts(dot_git);
         }
     }
 
-    fn found_repository(&mut self, path: &Path, first: bool) {
-        if first {
-            self.repositories.insert(path.to_owned());
+    fn found_repository(&mut self, path: &Path) {
+        if self.first {
+            self.known.repositories.insert(path.to_owned());
             self.remember_parts(path);
-        } else if !self.repositories.contains(path) {
-            self.found.insert(Finding::Bare(self.relative(path)));
+        } else if !self.known.repositories.contains(path) {
+            self.known.found.insert(Finding::Bare(path.to_owned()));
         }
     }
 
     /// What decides in a git directory which programs git runs.
     fn remember_parts(&mut self, git_dir: &Path) {
         for part in ["config", "config.worktree", "commondir", "hooks", "info/attributes"] {
-            self.remember(&git_dir.join(part), false);
+            self.remember(&git_dir.join(part), true);
         }
-        for entry in fs::read_dir(git_dir.join("hooks")).into_iter().flatten().flatten() {
-            self.remember(&entry.path(), false);
+        let hooks = git_dir.join("hooks");
+        let Ok(folder) = self.walk.folder(&hooks) else { return };
+        for (name, _) in folder.entries().into_iter().flatten() {
+            self.remember(&hooks.join(name), true);
         }
     }
 
-    fn remember(&mut self, path: &Path, is_program: bool) {
-        self.files.insert(path.to_owned(), (look_at(path, true), is_program));
-    }
-
-    fn relative(&self, path: &Path) -> PathBuf {
-        path.strip_prefix(&self.root).unwrap_or(path).to_owned()
+    fn remember(&mut self, path: &Path, with_time: bool) {
+        let stamp = self.walk.look(path).ok().map(|meta| stamp(&meta, with_time));
+        self.known.files.insert(path.to_owned(), stamp);
     }
 }
 
@@ -263,112 +286,33 @@ fn is_dot_git(name: &str) -> bool {
     plain.eq_ignore_ascii_case(".git") || plain.eq_ignore_ascii_case("git~1")
 }
 
-fn look_at(path: &Path, with_time: bool) -> Option<Stamp> {
-    path.symlink_metadata().ok().map(|meta| stamp(&meta, with_time))
+/// What the host finds by this path.
+fn look_at(path: &Path) -> Option<Stamp> {
+    let meta = path.symlink_metadata().ok()?;
+    let changed = Some((meta.ctime(), meta.ctime_nsec(), meta.size()));
+    Some(Stamp { inode: (meta.dev(), meta.ino()), changed })
 }
 
-fn stamp(meta: &Metadata, with_time: bool) -> Stamp {
-    let changed = with_time.then(|| (meta.ctime(), meta.ctime_nsec(), meta.size()));
-    Stamp { inode: (meta.dev(), meta.ino()), changed }
+fn stamp(meta: &Meta, with_time: bool) -> Stamp {
+    let (seconds, parts) = meta.changed;
+    Stamp { inode: meta.inode, changed: with_time.then_some((seconds, parts, meta.size)) }
 }
 
-fn is_recent(meta: &Metadata) -> bool {
+fn is_recent(meta: &Meta) -> bool {
     let now = SystemTime::UNIX_EPOCH.elapsed().unwrap_or_default();
-    let changed = Duration::from_secs(u64::try_from(meta.ctime()).unwrap_or_default());
+    let changed = Duration::from_secs(u64::try_from(meta.changed.0).unwrap_or_default());
     changed + GRAIN + Duration::from_secs(1) > now
 }
 
-fn is_same(a: &Path, b: &Path) -> bool {
-    look_at(a, false).is_some_and(|stamp| look_at(b, false) == Some(stamp))
-}
-
-impl fmt::Display for Finding {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let shown = |path: &Path| match path.as_os_str().is_empty() {
-            true => ".".to_owned(),
-            false => printable(&path.to_string_lossy()),
-        };
-        match self {
-            Finding::Repository(path) => {
-                write!(f, "a repository has appeared in '{}': git run on the host in there obeys it", shown(path))
-            }
-            Finding::Bare(path) => {
-                write!(f, "'{}' has become a git directory: git run on the host in there obeys it", shown(path))
-            }
-            Finding::Changed(path) => write!(f, "'{}' has changed: the host's git obeys it", shown(path)),
-            Finding::Program(path) => {
-                write!(f, "'{}' has changed: the host's git is configured to use it", shown(path))
-            }
-            Finding::Unreadable(path) => {
-                write!(f, "'{}' cannot be looked into any more: git run on the host in there may obey it", shown(path))
-            }
-            Finding::TooMany => {
-                write!(f, "too many folders or names in one: not all of them are watched for repositories")
-            }
-        }
-    }
-}
-
-/// A watch in a thread of its own. It ends when this is dropped.
-pub(crate) struct Watcher {
-    ready: Receiver<()>,
-    stop: Arc<AtomicBool>,
-    thread: Option<JoinHandle<Watch>>,
-}
-
-impl Watcher {
-    /// Starts to look. What is there before `wait_until_ready` returns is the user's; what is found later goes to `tell` at once.
-    pub(crate) fn start(
-        root: PathBuf,
-        programs: Vec<PathBuf>,
-        tell: impl Fn(&Finding) + Send + 'static,
-    ) -> Result<Watcher> {
-        let (is_ready, ready) = channel();
-        let stop = Arc::new(AtomicBool::new(false));
-        let stopped = Arc::clone(&stop);
-        let run = move || {
-            let mut watch = Watch::begin(&root, &programs);
-            let _ = is_ready.send(());
-            while !stopped.load(Ordering::Relaxed) {
-                let begun = Instant::now();
-                watch.look().iter().for_each(&tell);
-                std::thread::park_timeout(PAUSE.max(begun.elapsed() * 8));
-            }
-            watch
-        };
-        let thread =
-            std::thread::Builder::new().name("watch".to_owned()).spawn(run).context("cannot start a thread")?;
-        Ok(Watcher { ready, stop, thread: Some(thread) })
-    }
-
-    /// Returns when the first look is over. The container must not run before.
-    pub(crate) fn wait_until_ready(&self) {
-        let _ = self.ready.recv();
-    }
-
-    /// Ends it with a last look, and returns everything that was found since it began.
-    pub(crate) fn finish(mut self) -> Vec<Finding> {
-        let Some(mut watch) = self.stop() else { return Vec::new() };
-        watch.look();
-        watch.found.into_iter().collect()
-    }
-
-    fn stop(&mut self) -> Option<Watch> {
-        self.stop.store(true, Ordering::Relaxed);
-        let thread = self.thread.take()?;
-        thread.thread().unpark();
-        thread.join().ok()
-    }
-}
-
-impl Drop for Watcher {
-    fn drop(&mut self) {
-        let _ = self.stop();
-    }
+/// Whether `name` in the top folder is another spelling of what its `.git` is.
+fn is_same(top: &Folder, name: &OsString) -> bool {
+    top.look(name).is_ok_and(|meta| top.look(".git".as_ref()).is_ok_and(|git| git.inode == meta.inode))
 }
 
 #[cfg(test)]
 mod tests {
+    use std::sync::mpsc::channel;
+
     use super::*;
 
     #[cfg(target_os = "linux")]
@@ -389,7 +333,8 @@ mod tests {
             if nix::unistd::geteuid().is_root() {
                 nix::unistd::setfsuid(nix::unistd::Uid::from_raw(65534));
             }
-            let mut watch = Watch::begin(&root, &[]);
+            let mut watch = Watch::open(&root).unwrap();
+            watch.begin(&[]);
             while tell.send(watch.look()).is_ok() && asked.recv().is_ok() {}
         });
         assert_eq!(told.recv().unwrap(), []);
@@ -402,6 +347,51 @@ mod tests {
         assert_eq!(found, [Finding::Unreadable("open".into()), Finding::Unreadable("passed/below".into())]);
         drop((ask, told));
         looking.join().unwrap();
+    }
+
+    #[cfg(target_os = "linux")]
+    #[test]
+    fn a_folder_that_is_swapped_for_a_link_meanwhile_leads_nobody_out_of_the_tree() {
+        use super::super::walk::Swapper;
+        let (dir, outside) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        fs::create_dir_all(dir.path().join("folder/sub")).unwrap();
+        fs::create_dir_all(outside.path().join("sub/.git")).unwrap();
+        std::os::unix::fs::symlink(outside.path(), dir.path().join("link")).unwrap();
+        let mut watch = Watch::open(dir.path()).unwrap();
+        watch.begin(&[]);
+        let swapper = Swapper::start(dir.path(), "folder", "link");
+        for _ in 0..3000 {
+            assert_eq!(watch.look(), []);
+        }
+        assert!(swapper.stop() > 1000);
+        // The same repository inside of the tree is found.
+        fs::rename(outside.path().join("sub/.git"), dir.path().join("in")).unwrap();
+        fs::create_dir(dir.path().join("new")).unwrap();
+        fs::rename(dir.path().join("in"), dir.path().join("new/.git")).unwrap();
+        assert_eq!(watch.look(), [Finding::Repository("new".into())]);
+    }
+
+    #[test]
+    fn more_folders_names_or_depth_than_are_looked_at_are_said() {
+        let dir = tempfile::tempdir().unwrap();
+        let look = |most: Most| {
+            let mut watch = Watch::open(dir.path()).unwrap();
+            watch.most = most;
+            watch.begin(&[]);
+            watch.found().collect::<Vec<_>>()
+        };
+        for name in ["a", "b", "c/d"] {
+            fs::create_dir_all(dir.path().join(name)).unwrap();
+        }
+        // The top is one of five.
+        assert_eq!(look(Most { folders: 5, names: 3 }), []);
+        assert_eq!(look(Most { folders: 4, names: 3 }), [Finding::TooMany]);
+        assert_eq!(look(Most { folders: 5, names: 2 }), [Finding::TooMany]);
+        let all = Most { folders: MOST_FOLDERS, names: MOST_NAMES };
+        fs::create_dir_all(dir.path().join("d/".repeat(DEEPEST))).unwrap();
+        assert_eq!(look(all), []);
+        fs::create_dir_all(dir.path().join("d/".repeat(DEEPEST + 1))).unwrap();
+        assert_eq!(look(all), [Finding::TooMany]);
     }
 
     #[test]

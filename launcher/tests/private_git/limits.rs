@@ -1,11 +1,12 @@
 //! What mounts cannot close is found: each limit is tried as an attack, seen at once, and said again at the end.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::mpsc::{Receiver, channel};
 use std::time::{Duration, Instant, SystemTime};
 
+use crate::git::Finding;
 use crate::git::Watcher;
-use crate::git::watch::{Finding, Watch};
+use crate::git::watch::Watch;
 use crate::scene::Scene;
 
 /// What a watcher says, with when it said it.
@@ -14,9 +15,15 @@ type Said = Receiver<(Finding, SystemTime)>;
 fn watch(scene: &Scene, programs: &[PathBuf]) -> (Watcher, Said) {
     let (sender, said) = channel();
     let tell = move |finding: &Finding| _ = sender.send((finding.clone(), SystemTime::now()));
-    let watcher = Watcher::start(scene.root.clone(), programs.to_owned(), tell).unwrap();
+    let watcher = Watcher::start(&scene.root, programs.to_owned(), tell).unwrap();
     watcher.wait_until_ready();
     (watcher, said)
+}
+
+fn begin(root: &Path, programs: &[PathBuf]) -> Watch {
+    let mut watch = Watch::open(root).unwrap();
+    watch.begin(programs);
+    watch
 }
 
 /// Waits until this is found, and returns how long after `begun`.
@@ -78,7 +85,7 @@ fn a_finding_is_not_missed_when_the_folder_changes_twice_in_one_tick_of_the_cloc
     for round in 0..30 {
         let folder = scene.root.join(format!("f{round}"));
         std::fs::create_dir(&folder).unwrap();
-        let mut watch = Watch::begin(&scene.root, &[]);
+        let mut watch = begin(&scene.root, &[]);
         std::fs::write(folder.join(".git"), "gitdir: x").unwrap();
         assert_eq!(watch.look(), [Finding::Repository(PathBuf::from(format!("f{round}")))]);
     }
@@ -95,7 +102,7 @@ fn hooks_that_the_user_keeps_in_the_tree_are_watched() {
     for attack in
         ["echo evil >> .githooks/pre-commit", "echo evil > .githooks/post-checkout", "mv .githooks x; mkdir .githooks"]
     {
-        let mut watch = Watch::begin(&scene.root, &session.private.programs);
+        let mut watch = begin(&scene.root, &session.private.programs);
         assert_eq!(watch.look(), []);
         session.agent(attack);
         let found = watch.look();
@@ -129,7 +136,7 @@ fn configuration_that_the_hosts_git_includes_from_the_tree_is_closed() {
     crate::git::forget(&scene.site(&session.id)).unwrap();
     let session = scene.prepare();
     assert!(session.private.warnings.iter().any(|w| w.contains("local.gitconfig")), "{:?}", session.private.warnings);
-    let mut watch = Watch::begin(&scene.root, &session.private.programs);
+    let mut watch = begin(&scene.root, &session.private.programs);
     session.agent("echo > local.gitconfig");
     assert_eq!(watch.look(), [Finding::Program("local.gitconfig".into())]);
 }
@@ -141,7 +148,7 @@ fn a_look_at_ten_thousand_folders_takes_less_than_a_tenth_of_a_second() {
     for folder in 0..10_000 {
         std::fs::create_dir_all(scene.root.join(format!("d{}/s{}/t{folder}", folder / 500, folder / 20))).unwrap();
     }
-    let mut watch = Watch::begin(&scene.root, &[]);
+    let mut watch = begin(&scene.root, &[]);
     // So long after the last change that no folder has to be read twice.
     let made = Instant::now();
     while made.elapsed() < Duration::from_secs(4) {
