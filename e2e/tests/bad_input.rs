@@ -1,10 +1,12 @@
 //! What cannot work is said in one clear line before anything starts; what can work in part starts and says which part will not.
 
-use std::fs;
+use std::net::{Shutdown, TcpListener};
+use std::os::unix::net::UnixStream;
 use std::path::Path;
+use std::{fs, io, thread};
 
-use anyhow::Result;
-use e2e::docker::docker;
+use anyhow::{Context, Result};
+use e2e::docker::{docker, socket};
 use e2e::internet::IMAGE;
 use e2e::launch::Launch;
 use e2e::{SOON, World};
@@ -30,6 +32,8 @@ fn what_cannot_work_is_refused_with_the_reason_and_nothing_is_started_or_lost() 
 
     refused(&world, hello().within(world.home()), "not inside a git repository")?;
     refused(&world, hello().env("DOCKER_HOST", "unix:///nonexistent/docker.sock"), "Docker")?;
+    // One that would answer, and one that would not.
+    refused(&world, hello().env("DOCKER_HOST", engine_by_tcp()?), "remote")?;
     refused(&world, hello().env("DOCKER_HOST", "tcp://192.0.2.1:2375"), "remote")?;
 
     let damaged = "{\"anthropic\": {\"type\": \"api_key\", \"key\": \"sk-ant-precious";
@@ -52,6 +56,29 @@ fn what_cannot_work_is_refused_with_the_reason_and_nothing_is_started_or_lost() 
     // The same words, where nothing is wrong.
     hello().run()?.expect(0)?;
     Ok(())
+}
+
+/// The engine that is used, by an address of the loopback; as long as this process runs.
+fn engine_by_tcp() -> Result<String> {
+    let socket = socket()?.context("the engine has no socket")?;
+    let listener = TcpListener::bind("127.0.0.1:0")?;
+    let address = listener.local_addr()?;
+    thread::spawn(move || {
+        for client in listener.incoming().flatten() {
+            let Ok(engine) = UnixStream::connect(&socket) else { continue };
+            let (Ok(mut from), Ok(mut to)) = (client.try_clone(), engine.try_clone()) else { continue };
+            thread::spawn(move || {
+                let _ = io::copy(&mut from, &mut to);
+                let _ = to.shutdown(Shutdown::Write);
+            });
+            let (mut from, mut to) = (engine, client);
+            thread::spawn(move || {
+                let _ = io::copy(&mut from, &mut to);
+                let _ = to.shutdown(Shutdown::Write);
+            });
+        }
+    });
+    Ok(format!("tcp://{address}"))
 }
 
 #[test]

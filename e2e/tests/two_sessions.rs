@@ -30,10 +30,11 @@ fn two_sessions_in_one_repository_do_not_disturb_each_other() -> Result<()> {
     // The first one ends; the second one goes on, with its proxy.
     one.signal("TERM")?;
     assert_ne!(first.finish()?.code(), 0);
-    wait_until("the first session is gone", SOON, || Ok((world.sessions()?.len() == 1).then_some(())))?;
-    assert!(
-        two.sh("timeout 10 curl -sS -o /dev/null --cacert ~/.config/pi-docker/ca.pem https://api.github.com/user")?.0
-    );
+    let is_gone = || Ok(world.sessions()?.iter().all(|session| session.project != one.project).then_some(()));
+    wait_until("the first session is gone", SOON, is_gone)?;
+    let two_goes_on =
+        || two.sh("timeout 10 curl -sS -o /dev/null --cacert ~/.config/pi-docker/ca.pem https://api.github.com/user");
+    assert!(two_goes_on()?.0);
     assert!(world.repo.join(".worktrees").is_dir());
     world.internet.open_gate("go on")?;
     let ran = second.finish()?.expect(0)?;

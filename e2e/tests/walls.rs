@@ -55,6 +55,12 @@ impl Wall {
         let (file, name) = self.test()?;
         let mut cargo = Command::new(env!("CARGO"));
         cargo.args(["test", "--locked", "--quiet", "--test", file, "--", "--exact", name]).env("RUST_BACKTRACE", "0");
+        // What cargo tells this test of its package is no business of the other's: some build scripts would run again.
+        let told = std::env::vars_os().map(|(name, _)| name).filter(|name| {
+            let name = name.to_string_lossy();
+            name.starts_with("CARGO_PKG_") || name.starts_with("CARGO_MANIFEST_")
+        });
+        told.for_each(|name| _ = cargo.env_remove(name));
         cargo.envs(env.iter().map(|(name, value)| (name, value))).current_dir(manifest("")).stdin(Stdio::null());
         let ran = cargo.output().context("cannot run cargo")?;
         let said = String::from_utf8_lossy(&[ran.stdout, ran.stderr].concat()).into_owned();
@@ -127,7 +133,7 @@ fn proves(name: &str) -> Result<()> {
     Ok(())
 }
 
-const WALLS: &[&str] = &["g11", "p3", "p4", "p5", "p6", "s10", "s7", "s8", "s9"];
+const WALLS: &[&str] = &["g11", "g8", "g9", "p3", "p4", "p5", "p6", "s10", "s7", "s8", "s9"];
 
 #[test]
 fn every_patch_applies_and_has_its_proof() -> Result<()> {
@@ -150,7 +156,7 @@ fn every_patch_applies_and_has_its_proof() -> Result<()> {
 
 #[test]
 #[ignore = "long: builds the launcher without a wall"]
-fn without_a_project_for_each_two_sessions_disturb_each_other() -> Result<()> {
+fn where_the_end_is_not_the_sessions_own_it_tears_down_the_other_one() -> Result<()> {
     proves("s7")
 }
 
@@ -162,7 +168,7 @@ fn without_the_look_at_its_address_a_remote_engine_is_used() -> Result<()> {
 
 #[test]
 #[ignore = "long: builds an image without a wall"]
-fn without_a_strict_word_a_subagents_name_is_a_path() -> Result<()> {
+fn without_a_strict_word_any_text_makes_a_subagents_folder() -> Result<()> {
     proves("s9")
 }
 
@@ -200,4 +206,16 @@ fn a_logins_port_that_is_not_bound_to_the_loopback_is_open_to_all() -> Result<()
 #[ignore = "long: builds the launcher without a wall"]
 fn a_launcher_that_writes_in_the_repository_writes_through_links() -> Result<()> {
     proves("g11")
+}
+
+#[test]
+#[ignore = "long: builds the launcher without a wall"]
+fn by_a_time_that_can_be_set_a_changed_file_is_not_named() -> Result<()> {
+    proves("g8")
+}
+
+#[test]
+#[ignore = "long: builds the launcher without a wall"]
+fn without_a_look_at_its_names_a_file_that_is_also_outside_is_not_named() -> Result<()> {
+    proves("g9")
 }

@@ -355,7 +355,7 @@ mod tests {
         use super::super::walk::Swapper;
         let (dir, outside) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
         fs::create_dir_all(dir.path().join("folder/sub")).unwrap();
-        fs::create_dir_all(outside.path().join("sub/.git")).unwrap();
+        fs::create_dir(outside.path().join(".git")).unwrap();
         std::os::unix::fs::symlink(outside.path(), dir.path().join("link")).unwrap();
         let mut watch = Watch::open(dir.path()).unwrap();
         watch.begin(&[]);
@@ -365,9 +365,8 @@ mod tests {
         }
         assert!(swapper.stop() > 1000);
         // The same repository inside of the tree is found.
-        fs::rename(outside.path().join("sub/.git"), dir.path().join("in")).unwrap();
         fs::create_dir(dir.path().join("new")).unwrap();
-        fs::rename(dir.path().join("in"), dir.path().join("new/.git")).unwrap();
+        fs::rename(outside.path().join(".git"), dir.path().join("new/.git")).unwrap();
         assert_eq!(watch.look(), [Finding::Repository("new".into())]);
     }
 
