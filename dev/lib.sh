@@ -1,5 +1,5 @@
 # shellcheck shell=bash
-# What dev/engine and dev/base-images share: how they speak, ask, and find the machine's packages.
+# What the programs of dev/ share: how they speak, ask, and find the machine's packages.
 
 cache=${PI_DOCKER_DEV_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/pi-docker-dev}
 

@@ -52,6 +52,12 @@ pub fn lines<S: AsRef<OsStr>>(args: impl IntoIterator<Item = S>) -> Result<Vec<S
     Ok(docker(args)?.lines().filter(|line| !line.is_empty()).map(str::to_owned).collect())
 }
 
+/// The address that this machine has for containers, on the engine's own bridge.
+pub fn bridge_address() -> Result<String> {
+    let lines = lines(["network", "inspect", "bridge", "--format", "{{(index .IPAM.Config 0).Gateway}}"])?;
+    lines.into_iter().next().context("the engine's bridge has no address")
+}
+
 /// The engine's socket, if it is reached by one.
 pub fn socket() -> Result<Option<PathBuf>> {
     let host = match std::env::var("DOCKER_HOST") {

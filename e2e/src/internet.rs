@@ -162,23 +162,33 @@ impl Internet {
     }
 }
 
-/// The same program on this machine itself, as the Ollama server that a user runs there.
-pub struct HostOllama {
+/// The same program on this machine itself, in a part that a user has there.
+pub struct OnThisMachine {
     process: std::process::Child,
     record: PathBuf,
 }
 
-impl HostOllama {
-    /// Listens at `address`, as `ip:port`; what is asked of it is recorded in a folder of its own.
-    pub fn start(internet: &Internet, address: &str) -> Result<Self> {
-        let record = internet.dir.join(format!("ollama-{}", address.replace([':', '.'], "-")));
+impl OnThisMachine {
+    /// An Ollama server that listens at `address`, as `ip:port`.
+    pub fn ollama(internet: &Internet, address: &str) -> Result<Self> {
+        Self::start(internet, "--ollama", address)
+    }
+
+    /// A proxy for TLS at `address`, behind which all the names are played.
+    pub fn tunnel(internet: &Internet, address: &str) -> Result<Self> {
+        Self::start(internet, "--tunnel", address)
+    }
+
+    /// What is asked of it is recorded in a folder of its own.
+    fn start(internet: &Internet, part: &str, address: &str) -> Result<Self> {
+        let record = internet.dir.join(format!("on-this-machine-{}", address.replace([':', '.'], "-")));
         fs::create_dir_all(record.join("gates"))?;
         let mut command = std::process::Command::new(program()?);
         command.arg(internet.dir.join("scenario.json")).arg(internet.dir.join("ca")).arg(internet.dir.join("repos"));
-        command.arg(&record).args(["--listen", "127.0.0.1:0", "--ollama", address]);
-        let process = command.spawn().context("cannot start an Ollama server")?;
+        command.arg(&record).args(["--listen", "127.0.0.1:0", part, address]);
+        let process = command.spawn().context("cannot start the program 'internet'")?;
         let server = Self { process, record };
-        wait_until("the Ollama server answers", SOON, || Ok(server.record.join("ready").exists().then_some(())))?;
+        wait_until("it answers", SOON, || Ok(server.record.join("ready").exists().then_some(())))?;
         Ok(server)
     }
 
@@ -189,7 +199,7 @@ impl HostOllama {
     }
 }
 
-impl Drop for HostOllama {
+impl Drop for OnThisMachine {
     fn drop(&mut self) {
         let _ = self.process.kill();
         let _ = self.process.wait();

@@ -5,7 +5,7 @@ use std::net::TcpListener;
 
 use anyhow::{Context, Result};
 use e2e::docker::lines;
-use e2e::internet::{HostOllama, OLLAMA_PORT};
+use e2e::internet::{OnThisMachine, OLLAMA_PORT};
 use e2e::{Ran, World};
 use serde_json::{Value, json};
 
@@ -178,14 +178,14 @@ fn a_server_on_this_machine_is_reached_and_one_that_listens_on_loopback_only_is_
     let ran = models(&world, &enable)?.expect(1)?;
     assert!(ran.stderr.contains("hint: start it with `ollama serve`"), "{}", ran.stderr);
 
-    let gateway = lines(["network", "inspect", "bridge", "--format", "{{(index .IPAM.Config 0).Gateway}}"])?.remove(0);
-    let on_loopback = HostOllama::start(&world.internet, &format!("127.0.0.1:{port}"))?;
+    let gateway = bridge_address()?;
+    let on_loopback = OnThisMachine::ollama(&world.internet, &format!("127.0.0.1:{port}"))?;
     let ran = models(&world, &enable)?.expect(1)?;
     assert!(ran.stderr.contains("listens on this machine's loopback only"), "{}", ran.stderr);
     assert!(ran.stderr.contains(&format!("OLLAMA_HOST={gateway}:{port}")), "{}", ran.stderr);
     drop(on_loopback);
 
-    let for_containers = HostOllama::start(&world.internet, &format!("{gateway}:{port}"))?;
+    let for_containers = OnThisMachine::ollama(&world.internet, &format!("{gateway}:{port}"))?;
     models(&world, &enable)?.expect(0)?;
     // The proxy has a way to the host, as it has with a user.
     let open = world.path("open.json");

@@ -4,6 +4,7 @@ mod agent_copy;
 mod allow;
 mod allowlist;
 mod cli;
+mod completions;
 mod config;
 mod containers;
 mod credentials;
@@ -43,18 +44,20 @@ mod traffic;
 mod trial;
 mod update;
 mod verify;
+mod words;
 
 use std::process::ExitCode;
 
 use anyhow::Result;
 
-use crate::cli::{Command, Invocation};
+use crate::cli::Command;
 use crate::config::Config;
 use crate::error::Silent;
 use crate::terminal::Terminal;
+use crate::words::Invocation;
 
 fn main() -> ExitCode {
-    let invocation = match cli::parse(std::env::args_os().collect()) {
+    let invocation = match words::parse(std::env::args_os().collect()) {
         Ok(invocation) => invocation,
         Err(error) => {
             let _ = error.print();
@@ -92,7 +95,7 @@ fn run(invocation: Invocation) -> Result<u8> {
         Command::Fetch => sessions::fetch(&config),
         Command::Stop { all } => sessions::stop(&config, all),
         Command::Completions { shell } => {
-            Terminal::new(true, true).answer(cli::completions(shell).trim_end());
+            Terminal::new(true, true).answer(completions::script(shell).trim_end());
             Ok(0)
         }
     }

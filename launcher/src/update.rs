@@ -6,11 +6,11 @@ use std::path::{Path, PathBuf};
 use std::thread;
 use std::time::Duration;
 
-use anyhow::{Context, Result, anyhow};
+use anyhow::{Context, Result, bail};
 use serde::{Deserialize, Serialize};
 
 use crate::config::Config;
-use crate::docker::Docker;
+use crate::docker::{Docker, Output};
 use crate::error::hinted;
 use crate::home::Home;
 use crate::session::unix_now;
@@ -20,6 +20,8 @@ const PACKAGE: &str = "@earendil-works/pi-coding-agent";
 const SETTING: &str = "PI_DOCKER_PI_VERSION";
 const FRESH: u64 = 3600;
 const LOOK: Duration = Duration::from_secs(90);
+/// npm's own patience, so that it ends by itself, and says why, well within `LOOK`.
+const PATIENCE: [&str; 3] = ["--fetch-timeout=20000", "--fetch-retries=1", "--fetch-retry-mintimeout=1000"];
 const READY: Duration = Duration::from_millis(500);
 
 /// A release; a pre-release is none.
@@ -124,10 +126,11 @@ pub(crate) fn choose_newest(
         return Ok(());
     }
     terminal.say("looking for the newest pi …");
-    let base = base_image(home);
-    let image =
-        image.or(base.as_deref()).ok_or_else(|| anyhow!("cannot look for the newest pi: no image to look with"))?;
-    let version = look(docker, &look_words(config, image, None))?;
+    let image = match image {
+        Some(image) => image.to_owned(),
+        None => base(home, docker, terminal)?,
+    };
+    let version = look(docker, &look_words(config, &image, None))?;
     remember(&cache_file(home), version)?;
     let file = chosen_file(home);
     let folder = file.parent().unwrap_or(home.dir());
@@ -138,11 +141,24 @@ pub(crate) fn choose_newest(
     Ok(())
 }
 
-/// The image that the agent's is built on: it has npm.
-fn base_image(home: &Home) -> Option<String> {
-    let text = fs::read_to_string(home.join("Dockerfile")).ok()?;
-    let line = text.lines().find(|line| line.starts_with("FROM ") && line.ends_with(" AS agent"))?;
-    line.split(' ').nth(1).map(str::to_owned)
+/// The image that the agent's is built on: it has npm. Pulled if it is not there, in the open: that can take minutes.
+fn base(home: &Home, docker: &Docker, terminal: &Terminal) -> Result<String> {
+    let text = fs::read_to_string(home.join("Dockerfile")).unwrap_or_default();
+    let line = text.lines().find(|line| line.starts_with("FROM ") && line.ends_with(" AS agent"));
+    let Some(image) = line.and_then(|line| line.split(' ').nth(1)) else {
+        bail!("cannot look for the newest pi: no image to look with");
+    };
+    if docker.image_labels(image)?.is_none() {
+        terminal.say(&format!("pulling {image}, to look with …"));
+        let mut pull = docker.spawn(&["pull".into(), "--quiet".into(), image.into()], Output::Narration)?;
+        if !pull.wait().context("cannot wait for docker")?.success() {
+            return Err(hinted(
+                format!("cannot pull '{image}': docker says why above"),
+                "see whether the engine reaches its registry; a session with the images that are there needs none",
+            ));
+        }
+    }
+    Ok(image.to_owned())
 }
 
 /// A container that has the network and nothing else.
@@ -154,8 +170,11 @@ fn look_words(config: &Config, image: &str, project: Option<&str>) -> Vec<String
     words.extend(
         ["--memory", "512m", "--tmpfs", "/tmp", "--user", "65534:65534", "--env", "HOME=/tmp"].map(str::to_owned),
     );
+    // Named where it is not set, it would take away the one that docker's own configuration has.
     for proxy in ["HTTPS_PROXY", "https_proxy"] {
-        words.extend(["--env".to_owned(), proxy.to_owned()]);
+        if config.docker_env.iter().any(|(name, _)| name == proxy) {
+            words.extend(["--env".to_owned(), proxy.to_owned()]);
+        }
     }
     if let Some(ca) = config.setting("PI_DOCKER_EXTRA_CA") {
         // A CSV record to docker: quoted, a path may hold anything.
@@ -165,7 +184,9 @@ fn look_words(config: &Config, image: &str, project: Option<&str>) -> Vec<String
     if let Some(project) = project {
         words.extend(["--label".to_owned(), format!("com.docker.compose.project={project}")]);
     }
-    words.extend(["--entrypoint", "npm", image, "view", "--no-update-notifier", PACKAGE, "version"].map(str::to_owned));
+    words.extend(["--entrypoint", "npm", image, "view", "--no-update-notifier"].map(str::to_owned));
+    words.extend(PATIENCE.map(str::to_owned));
+    words.extend([PACKAGE, "version"].map(str::to_owned));
     words
 }
 

@@ -14,7 +14,7 @@ use serde_json::{Value, json};
 
 use crate::record::{self, Entry};
 use crate::scenario::Scenario;
-use crate::{World, anthropic, git, github, oauth};
+use crate::{World, anthropic, git, github, npm, oauth};
 
 pub(crate) type Body = BoxBody<Bytes, io::Error>;
 
@@ -77,6 +77,7 @@ pub(crate) async fn answer(world: &World, sni: Option<&str>, request: Request<In
         "api.anthropic.com" => anthropic::answer(world, &scenario, asked, request).await,
         "api.github.com" => github::answer(world, &scenario, asked, request).await,
         "github.com" => git::answer(world, &scenario, asked, request).await,
+        npm::NAME => npm::answer(world, &scenario, asked, request).await,
         _ => stranger(world, asked, request).await,
     }
 }

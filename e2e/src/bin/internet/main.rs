@@ -1,14 +1,16 @@
-//! Every upstream of a session in one program: a scripted model, the GitHub API, git over HTTPS, the two logins, Ollama, and for any other name an
+//! Every upstream of a session in one program: a scripted model, the GitHub API, git over HTTPS, the two logins, npm, Ollama, and for any other name an
 //! answer that cannot be mistaken for success. It tells the upstreams apart by the TLS name, as the internet does, and writes
 //! down every request, so that a test can say what was asked and what was not.
 //!
 //! usage: internet SCENARIO CA_DIR REPOS RECORD_DIR [--listen ADDR:PORT] [--dns ANSWER] [--trap PORT]... [--ollama ADDR:PORT]
+//!        [--tunnel ADDR:PORT]
 
 mod anthropic;
 mod dns;
 mod git;
 mod github;
 mod http;
+mod npm;
 mod oauth;
 mod ollama;
 mod pulls;
@@ -18,6 +20,7 @@ mod script;
 mod sse;
 mod tls;
 mod trap;
+mod tunnel;
 
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
@@ -26,7 +29,8 @@ use std::sync::Arc;
 
 use anyhow::{Context, Result, bail};
 use hyper_util::rt::TokioIo;
-use tokio::net::TcpListener;
+use tokio::net::{TcpListener, TcpStream};
+use tokio_rustls::TlsAcceptor;
 
 use crate::record::Record;
 
@@ -39,6 +43,7 @@ struct Options {
     dns: Option<Ipv4Addr>,
     traps: Vec<u16>,
     ollama: Option<SocketAddr>,
+    tunnel: Option<SocketAddr>,
 }
 
 /// What every handler needs.
@@ -63,7 +68,7 @@ fn main() -> ExitCode {
     }
 }
 
-const USAGE: &str = "usage: internet SCENARIO CA_DIR REPOS RECORD_DIR [--listen ADDR:PORT] [--dns ANSWER] [--trap PORT]... [--ollama ADDR:PORT]";
+const USAGE: &str = "usage: internet SCENARIO CA_DIR REPOS RECORD_DIR [--listen ADDR:PORT] [--dns ANSWER] [--trap PORT]... [--ollama ADDR:PORT] [--tunnel ADDR:PORT]";
 
 fn start() -> Result<()> {
     if std::env::args().nth(1).as_deref() == Some("--help") {
@@ -77,7 +82,7 @@ fn start() -> Result<()> {
 fn parse(args: impl Iterator<Item = String>) -> Result<Options> {
     let mut paths = Vec::new();
     let mut listen: SocketAddr = ([0, 0, 0, 0], 443).into();
-    let (mut dns, mut traps, mut ollama) = (None, Vec::new(), None);
+    let (mut dns, mut traps, mut ollama, mut tunnel) = (None, Vec::new(), None, None);
     let mut args = args.peekable();
     while let Some(arg) = args.next() {
         let mut value = || args.next().with_context(|| format!("'{arg}' wants a value"));
@@ -86,13 +91,14 @@ fn parse(args: impl Iterator<Item = String>) -> Result<Options> {
             "--dns" => dns = Some(value()?.parse().context("--dns wants an IPv4 address")?),
             "--trap" => traps.push(value()?.parse().context("--trap wants a port")?),
             "--ollama" => ollama = Some(value()?.parse().context("--ollama wants ADDR:PORT")?),
+            "--tunnel" => tunnel = Some(value()?.parse().context("--tunnel wants ADDR:PORT")?),
             _ => paths.push(PathBuf::from(arg)),
         }
     }
     let Ok([scenario, ca, repos, record]) = <[PathBuf; 4]>::try_from(paths) else {
         bail!("{USAGE}");
     };
-    Ok(Options { scenario, ca, repos, record, listen, dns, traps, ollama })
+    Ok(Options { scenario, ca, repos, record, listen, dns, traps, ollama, tunnel })
 }
 
 async fn serve(options: Options) -> Result<()> {
@@ -117,25 +123,28 @@ async fn serve(options: Options) -> Result<()> {
         ollama::listen(world.clone(), address).await?;
     }
     let acceptor = tls::acceptor(&options.ca)?;
+    if let Some(address) = options.tunnel {
+        tunnel::listen(world.clone(), acceptor.clone(), address).await?;
+    }
     let listener =
         TcpListener::bind(options.listen).await.with_context(|| format!("cannot listen on '{}'", options.listen))?;
     world.record.ready()?;
     loop {
         let (socket, _) = listener.accept().await?;
-        let (world, acceptor) = (world.clone(), acceptor.clone());
-        tokio::spawn(async move {
-            let arrived = record::now();
-            match acceptor.accept(socket).await {
-                Ok(stream) => {
-                    let sni = stream.get_ref().1.server_name().map(str::to_owned);
-                    let service = hyper::service::service_fn(|request| http::answer(&world, sni.as_deref(), request));
-                    // A client that goes away is its own business.
-                    let _ = hyper::server::conn::http1::Builder::new()
-                        .serve_connection(TokioIo::new(stream), service)
-                        .await;
-                }
-                Err(error) => world.record.event(arrived, "TLS", "", &error.to_string()),
-            }
-        });
+        tokio::spawn(greet(world.clone(), acceptor.clone(), socket));
+    }
+}
+
+/// Serves one connection that begins with a TLS greeting.
+async fn greet(world: Arc<World>, acceptor: TlsAcceptor, socket: TcpStream) {
+    let arrived = record::now();
+    match acceptor.accept(socket).await {
+        Ok(stream) => {
+            let sni = stream.get_ref().1.server_name().map(str::to_owned);
+            let service = hyper::service::service_fn(|request| http::answer(&world, sni.as_deref(), request));
+            // A client that goes away is its own business.
+            let _ = hyper::server::conn::http1::Builder::new().serve_connection(TokioIo::new(stream), service).await;
+        }
+        Err(error) => world.record.event(arrived, "TLS", "", &error.to_string()),
     }
 }

@@ -1,8 +1,8 @@
 //! The scenario file: what the scripted model says, which secrets are good, what the token may do, and what goes wrong when.
 //! It is read anew for every request. See `scenarios/README.md` for how to write one.
 
-use std::collections::HashMap;
-use std::path::Path;
+use std::collections::{BTreeMap, HashMap};
+use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 
 use anyhow::{Context, Result};
@@ -20,6 +20,9 @@ pub(crate) struct Scenario {
     pub(crate) oauth: OAuth,
     #[serde(default)]
     pub(crate) ollama: Ollama,
+    /// The packages of the npm registry: by name, the archive of each version. The last version is the newest.
+    #[serde(default)]
+    pub(crate) npm: HashMap<String, BTreeMap<String, PathBuf>>,
     #[serde(default)]
     pub(crate) rules: Vec<Rule>,
 }
