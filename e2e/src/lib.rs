@@ -10,6 +10,7 @@ pub mod evidence;
 pub mod held;
 pub mod internet;
 pub mod launch;
+pub mod programs;
 #[cfg(target_os = "linux")]
 pub mod pty;
 pub mod rpc;

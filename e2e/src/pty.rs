@@ -30,8 +30,8 @@ pub struct Pty {
 }
 
 impl Pty {
-    /// Starts a command, as it is but for its standard streams, in a session of its own on a new terminal.
-    pub(crate) fn start(command: &Command, user: User) -> Result<Self> {
+    /// Starts a command, as it is but for its standard streams, in a session of its own on a new terminal of this user's.
+    pub fn start(command: &Command, user: User) -> Result<Self> {
         let (keyboard, slave) = open_terminal(user.uid).context("cannot open a terminal")?;
         let terminal = || -> Result<Stdio> { Ok(slave.try_clone()?.into()) };
         // setsid makes the terminal the controlling one and becomes the command.

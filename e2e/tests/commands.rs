@@ -163,34 +163,6 @@ fn continue_in_one_repository_never_shows_a_session_of_another() -> Result<()> {
 }
 
 #[test]
-fn completions_complete_in_a_real_bash() -> Result<()> {
-    let world = World::new("tools")?;
-    let script = world.path("completions.bash");
-    fs::write(&script, world.bare_pi_docker().args(["completions", "bash"]).within("/").run()?.expect(0)?.stdout)?;
-    let complete = |words: &[&str]| -> Result<String> {
-        let last = words.len() - 1;
-        let text = format!(
-            "source '{}'; COMP_WORDS=({}); COMP_CWORD={last}; _pi__docker pi-docker '{}' '{}'; echo \"${{COMPREPLY[*]}}\"",
-            script.display(),
-            words.join(" "),
-            words[last],
-            words[last - 1]
-        );
-        let output = Command::new("bash").args(["-c", &text]).output()?;
-        Ok(String::from_utf8_lossy(&output.stdout).trim().to_owned())
-    };
-    assert_eq!(complete(&["pi-docker", "st"])?, "status stop");
-    assert_eq!(complete(&["pi-docker", "--dr"])?, "--dry-run");
-    assert_eq!(complete(&["pi-docker", "models", "ollama", "en"])?, "enable");
-    for shell in ["zsh", "fish"] {
-        let script = world.bare_pi_docker().args(["completions", shell]).within("/").run()?.expect(0)?.stdout;
-        assert!(script.contains("completions") && script.contains("dry-run"), "{shell}: {script}");
-    }
-    world.bare_pi_docker().args(["completions", "csh"]).run()?.expect(2)?;
-    Ok(())
-}
-
-#[test]
 fn without_a_login_it_asks_and_the_first_time_it_offers_to_keep_one() -> Result<()> {
     let world = World::new("tools")?;
     let start = || world.bare_pi_docker().without("ANTHROPIC_API_KEY").args(["-p", "hello"]).start_on_terminal();
@@ -314,29 +286,5 @@ fn a_dry_run_says_everything_and_makes_nothing() -> Result<()> {
     assert!(!ran.stdout.contains(&world.key) && !ran.stdout.contains(&world.token), "{}", ran.stdout);
     assert_eq!((list()?, volumes()?), (before, made));
     assert!(world.internet.requests()?.is_empty());
-    Ok(())
-}
-
-#[test]
-fn stale_images_and_a_newer_pi_are_said_before_the_start() -> Result<()> {
-    let world = World::altered("tools", |home| {
-        let dockerfile = home.join("Dockerfile");
-        let text = fs::read_to_string(&dockerfile)?;
-        fs::create_dir_all(home.join("cache"))?;
-        let newer = json!({ "checked": 1, "version": [9, 9, 9] });
-        fs::write(home.join("cache/newest-pi.json"), newer.to_string())?;
-        // As if somebody had pulled a newer clone, after the images were built.
-        fs::write(dockerfile, text).map_err(Into::into)
-    })?;
-    let hello = || world.pi_docker().args(["-p", "hello"]).run()?.expect(0);
-    let said = hello()?.stderr;
-    assert!(said.contains("pi 9.9.9 is out, this is 1.5.2: pi-docker --update"), "{said}");
-    assert!(!said.contains("older than their sources"), "{said}");
-    let dockerfile = world.install_dir().join("Dockerfile");
-    fs::write(&dockerfile, format!("{}# changed\n", fs::read_to_string(&dockerfile)?))?;
-    let said = hello()?.stderr;
-    assert!(said.contains("images are older than their sources\nhint: pi-docker --rebuild"), "{said}");
-    let doctor = world.bare_pi_docker().arg("doctor").run()?.stdout;
-    assert!(doctor.contains("older than its sources"), "{doctor}");
     Ok(())
 }

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use e2e::docker::docker;
-use e2e::{SOON, World, wait_until};
+use e2e::{SOON, World, programs, wait_until};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
@@ -68,9 +68,7 @@ impl Engine {
     }
 
     fn up(&mut self) -> Result<()> {
-        let cache = std::env::var_os("PI_DOCKER_DEV_CACHE").map(PathBuf::from);
-        let home = std::env::var_os("HOME").map(|home| Path::new(&home).join(".cache/pi-docker-dev"));
-        let unpacked = cache.or(home).context("no HOME")?.join("engine");
+        let unpacked = programs::cache()?.join("engine");
         let (bin, sbin) = (unpacked.join("usr/bin"), unpacked.join("usr/sbin"));
         ensure!(sbin.join("dockerd").is_file(), "there is no '{}': dev/engine up unpacks it", sbin.display());
         let path =

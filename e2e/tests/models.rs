@@ -5,7 +5,7 @@ use std::net::TcpListener;
 
 use anyhow::{Context, Result};
 use e2e::docker::lines;
-use e2e::internet::{OnThisMachine, OLLAMA_PORT};
+use e2e::internet::{OLLAMA_PORT, OnThisMachine};
 use e2e::{Ran, World};
 use serde_json::{Value, json};
 

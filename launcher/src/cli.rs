@@ -3,7 +3,7 @@
 
 use std::str::FromStr;
 
-use clap::{ArgAction, Parser, Subcommand};
+use clap::{ArgAction, Parser, Subcommand, ValueHint};
 
 use crate::help;
 
@@ -54,7 +54,7 @@ pub(crate) struct Options {
     #[arg(long, value_name = "MODE", default_value = "private")]
     pub(crate) git: GitMode,
     /// Run the agent as this user, by number, instead of the repository's owner
-    #[arg(long, value_name = "UID:GID")]
+    #[arg(long, value_name = "UID:GID", value_hint = ValueHint::Other)]
     pub(crate) user: Option<Owner>,
 }
 
@@ -154,7 +154,7 @@ pub(crate) enum OllamaCommand {
     /// Connect the sessions that start from now on, with every model that the server has
     Enable {
         /// The server, if it is not on this machine: a name or an address, and a port if it is not 11434
-        #[arg(long, value_name = "HOST[:PORT]")]
+        #[arg(long, value_name = "HOST[:PORT]", value_hint = ValueHint::Other)]
         host: Option<String>,
     },
     /// Disconnect, and remove the files that `enable` made

@@ -24,7 +24,9 @@ fn say(scenario: &Scenario, path: &str) -> Response<Body> {
         let version = file.strip_suffix(".tgz").unwrap_or(file);
         let archive = scenario.npm.get(package).and_then(|versions| versions.get(version));
         return match archive.and_then(|path| std::fs::read(path).ok()) {
-            Some(bytes) => http::with(Response::new(http::bytes(bytes)), &[("content-type", "application/octet-stream")]),
+            Some(bytes) => {
+                http::with(Response::new(http::bytes(bytes)), &[("content-type", "application/octet-stream")])
+            }
             None => not_found(),
         };
     }
