@@ -110,7 +110,8 @@ fn an_error_in_one_leaves_the_others_alone_and_everything_is_told_and_paid() -> 
     assert!(session.sh("echo mine >/workspace/.worktrees/good/unsaved.txt")?.0);
     let kept = pi.command("/cleanup-worktree good")?;
     assert!(kept.contains("kept") && kept.contains("uncommitted"), "{kept}");
-    assert!(pi.command("/cleanup-worktree nonsense")?.contains("there is no task"));
+    let unknown = pi.command("/cleanup-worktree nonsense")?;
+    assert!(unknown.contains("there is no task 'nonsense'") && unknown.contains("also-good, bad, good"), "{unknown}");
     assert!(pi.command("/cleanup-worktree also-good")?.contains("also-good: removed"));
 
     // Everything at once asks first; a no changes nothing, a yes takes what is safe.

@@ -6,7 +6,7 @@ use std::fs;
 use serde_json::{Value, json};
 
 use crate::config::Config;
-use crate::failure::{Code, Failure, OrFail, Result};
+use crate::failure::{Code, OrFail, Result};
 use crate::git::Git;
 use crate::job::end_leftovers;
 use crate::judge::{Safe, reasons_to_keep};
@@ -56,11 +56,16 @@ pub(crate) async fn cleanup(config: &Config, wish: &Wish) -> Result<(Value, bool
     Ok((answer(&fates, wish.dry_run), done || wish.all))
 }
 
+/// The tasks that are meant; with one that does not exist, nothing is touched.
 fn chosen(store: &Store, wish: &Wish) -> Result<Vec<TaskDir>> {
     if wish.all {
         return store.tasks();
     }
-    wish.tasks.iter().map(|name| Ok(store.task(&TaskName::parse(name)?))).collect()
+    let find = |name: &String| {
+        let dir = store.task(&TaskName::parse(name)?);
+        if dir.path("").is_dir() { Ok(dir) } else { Err(store.unknown(&dir.name)) }
+    };
+    wish.tasks.iter().map(find).collect()
 }
 
 /// What there is to be asked whether it has the work. None: no remote at all, so nothing can be on it.
@@ -95,9 +100,6 @@ async fn one(
     wish: &Wish,
     remote: Option<&Option<Remote>>,
 ) -> Result<Fate> {
-    if !dir.path("").is_dir() {
-        return Err(Failure::new(Code::NoTask, format!("there is no task '{}'", dir.name)));
-    }
     let Some(_claim) = dir.claim()? else { return Ok(kept(dir, vec!["it is running".into()])) };
     let state = match dir.load() {
         Ok(Some(state)) => state,

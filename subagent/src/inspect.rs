@@ -23,14 +23,10 @@ const END: Duration = Duration::from_secs(60);
 fn find(config: &Config, task: &str) -> Result<(Workspace, TaskDir, State)> {
     let name = TaskName::parse(task)?;
     let workspace = Workspace::discover(&config.cwd)?;
-    let dir = Store::open(&workspace.common).task(&name);
-    match dir.load()? {
-        Some(state) => Ok((workspace, dir, state)),
-        None => {
-            Err(Failure::new(Code::NoTask, format!("there is no task '{name}'"))
-                .hint("see them with: pi-subagent list"))
-        }
-    }
+    let store = Store::open(&workspace.common);
+    let dir = store.task(&name);
+    let state = dir.load()?.ok_or_else(|| store.unknown(&name))?;
+    Ok((workspace, dir, state))
 }
 
 fn live(dir: &TaskDir) -> bool {

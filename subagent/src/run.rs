@@ -15,7 +15,7 @@ use crate::repo::Workspace;
 use crate::report::{Outcome, Reporter, Stage};
 use crate::result::{self, Ending};
 use crate::slots;
-use crate::store::{Owner, State, TaskDir};
+use crate::store::{Owner, State, Store, TaskDir};
 use crate::task::{IfExists, Spec, TaskName};
 
 /// What a resumed pi is told if the person says nothing.
@@ -160,11 +160,8 @@ async fn take_up(
     refuse_nested(config)?;
     let name = TaskName::parse(task)?;
     let workspace = Workspace::discover(&config.cwd)?;
-    let unknown = || {
-        Failure::new(Code::NoTask, format!("cannot go on with '{name}': there is no such task"))
-            .hint("see them with: pi-subagent list")
-    };
-    let store = crate::store::Store::open(&workspace.common);
+    let store = Store::open(&workspace.common);
+    let unknown = || store.unknown(&name);
     store.task(&name).load()?.ok_or_else(unknown)?;
     let claimed = Claimed::take(workspace, &name)?;
     // Only now is it certain that nobody changes it.
@@ -274,8 +271,9 @@ async fn make_worktree(job: &mut Job) -> Result<()> {
     for (code, message) in job.worktree.fill(&fresh, source.as_deref()).await? {
         job.reporter.warning(code, &message);
     }
+    // Written with the next stage; until then the worktree's name says the same.
     job.state.ready = true;
-    job.dir.save(&mut job.state)
+    Ok(())
 }
 
 /// A subagent that starts subagents would multiply without anyone having asked for it.

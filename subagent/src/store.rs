@@ -156,6 +156,18 @@ impl Store {
         TaskDir { name: name.clone(), dir: self.dir.join("tasks").join(name.as_str()) }
     }
 
+    /// Says that there is no such task, and which there are.
+    pub(crate) fn unknown(&self, name: &TaskName) -> Failure {
+        const SHOWN: usize = 10;
+        let tasks: Vec<String> = self.tasks().unwrap_or_default().iter().map(|dir| dir.name.to_string()).collect();
+        let hint = match tasks.len() {
+            0 => "there are no tasks here".to_owned(),
+            1..=SHOWN => format!("there are: {}", tasks.join(", ")),
+            all => format!("there are {all}, see them with: pi-subagent list"),
+        };
+        Failure::new(Code::NoTask, format!("there is no task '{name}'")).hint(hint)
+    }
+
     /// Every task that has a folder, by name.
     pub(crate) fn tasks(&self) -> Result<Vec<TaskDir>> {
         let dir = self.dir.join("tasks");

@@ -85,7 +85,8 @@ impl Worktree {
     /// Second half, without the lock: git writes the files, and only then the worktree gets its name. Gives warnings.
     pub(crate) async fn fill(&self, fresh: &Path, source: Option<&Path>) -> Result<Vec<(&'static str, String)>> {
         let mut warnings = Vec::new();
-        let reset = ["-c", "checkout.workers=4", "reset", "--hard", "--quiet"];
+        let workers = format!("checkout.workers={}", workers(source));
+        let reset = ["-c", &workers, "reset", "--hard", "--quiet"];
         if let Err(failure) = self.git_at(fresh).run(&reset).await {
             // git-lfs without its server, or without the files: their pointers are better than no worktree.
             let pointers = self.git_at(fresh).with("GIT_LFS_SKIP_SMUDGE", "1");
@@ -188,6 +189,15 @@ impl Worktree {
     pub(crate) fn unlock(&self) {
         let _ = fs::remove_file(self.admin.join("locked"));
     }
+}
+
+/// How many processes are to write the files: each costs milliseconds to start, so for few files only two. The index of the
+/// checkout beside it says how many there are, at some 100 bytes for each.
+fn workers(source: Option<&Path>) -> u8 {
+    let index =
+        source.and_then(|source| Repository::open(source).ok()).map(|repository| repository.path().join("index"));
+    let size = index.and_then(|index| fs::metadata(index).ok()).map_or(0, |meta| meta.len());
+    if size < 1 << 20 { 2 } else { 4 }
 }
 
 fn remove_all(paths: &[&Path]) -> Result<()> {

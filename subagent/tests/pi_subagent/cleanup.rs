@@ -103,3 +103,29 @@ fn what_was_merged_by_a_squash_is_safe_and_what_was_added_after_it_is_not() {
     let ran = cleanup(&lab, &["x"]);
     assert_eq!((ran.code, lab.worktree("x").exists()), (0, false), "{ran:?}");
 }
+
+#[test]
+fn a_task_that_does_not_exist_is_named_with_those_that_do_and_nothing_is_touched() {
+    let lab = Lab::new();
+    let nonsense = lab.run(&["cleanup", "nonsense"]);
+    assert_eq!((nonsense.code, nonsense.stdout.as_str()), (1, ""), "{nonsense:?}");
+    assert_eq!(nonsense.stderr, "pi-subagent: there is no task 'nonsense'\nhint: there are no tasks here\n");
+    lab.script("x", "commit a a a; say done; settle");
+    lab.spawn("x", &["--pr", "none"]).result();
+    for command in [
+        "cleanup x nonsense",
+        "show nonsense",
+        "cancel nonsense",
+        "wait nonsense",
+        "resume nonsense",
+        "finish nonsense",
+    ] {
+        let ran = lab.run(&command.split(' ').collect::<Vec<_>>());
+        assert_eq!(ran.code, 1, "{ran:?}");
+        let said = format!("{}{}", ran.stdout, ran.stderr);
+        assert!(said.contains("there is no task 'nonsense'") && said.contains("there are: x"), "{command}: {ran:?}");
+        assert!(!said.contains("kept"), "{command}: {ran:?}");
+        assert!(lab.worktree("x").exists(), "{command}");
+    }
+    assert_eq!(cleanup(&lab, &["x"]).code, 0);
+}
