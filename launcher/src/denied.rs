@@ -15,7 +15,7 @@ use crate::files::lock_file;
 /// How much is kept, in bytes; when it is more, the older half goes.
 const KEPT: usize = 256 << 10;
 /// How many hosts of one session are kept.
-const HOSTS: usize = 200;
+pub(crate) const HOSTS: usize = 200;
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Denial {

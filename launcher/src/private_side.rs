@@ -27,6 +27,8 @@ use crate::terminal::{Terminal, printable};
 const EXPORT: Duration = Duration::from_secs(600);
 /// How many findings are said one by one: an agent can make any number.
 const MOST_SAID: usize = 50;
+/// How many lines are said about commits: an agent can make any number of branches.
+const MOST_LINES: usize = 200;
 /// How a line of the session's log begins that is one of the launcher's warnings. Lines from the container begin otherwise.
 pub(crate) const WARNING: &str = "pi-docker: warning: ";
 
@@ -190,7 +192,7 @@ impl PrivateSide<'_> {
             "pi-subagent",
             "export",
         ];
-        self.docker.capture(&words.map(OsString::from), file.reopen()?, EXPORT)?;
+        self.docker.capture(&words.map(OsString::from), file.reopen()?, EXPORT, room(&state))?;
         let report = git::import_running(&self.site(session, &state, true), file.path(), &Limits::default())?;
         self.say(&report);
         Ok(!report.lines().is_empty())
@@ -205,7 +207,8 @@ impl PrivateSide<'_> {
             return Ok(report);
         }
         let file = self.bundle_file(&state)?;
-        let captured = self.docker.capture(&self.export_command(session, &state)?, file.reopen()?, EXPORT);
+        let command = self.export_command(session, &state)?;
+        let captured = self.docker.capture(&command, file.reopen()?, EXPORT, room(&state));
         if captured.is_err() {
             // Ending docker's command does not end the container, in which the agent's git configuration is at work.
             self.docker.kill(&export_container(session));
@@ -274,7 +277,7 @@ impl PrivateSide<'_> {
     }
 
     fn say(&self, report: &ImportReport) {
-        report.lines().iter().for_each(|line| self.terminal.say(line));
+        said(report.lines()).iter().for_each(|line| self.terminal.say(line));
         if report.has_refusals() {
             self.terminal.say(&format!("what was refused stays in '{}'", self.state().join("git").display()));
         }
@@ -309,6 +312,24 @@ impl PrivateSide<'_> {
     }
 }
 
+/// What is said of so many lines.
+fn said(mut lines: Vec<String>) -> Vec<String> {
+    let more = lines.len().saturating_sub(MOST_LINES);
+    lines.truncate(MOST_LINES);
+    lines.extend((more > 0).then(|| format!("and {more} more like these")));
+    lines
+}
+
+/// How many bytes a container may hand out into `state`: never more than half of what the disk has left.
+#[allow(clippy::useless_conversion, reason = "the type differs between systems")]
+fn room(state: &Path) -> u64 {
+    let most = Limits::default().bytes;
+    nix::sys::statvfs::statvfs(state).map_or(most, |disk| {
+        let free = u64::from(disk.blocks_available()).saturating_mul(disk.fragment_size());
+        most.min(free / 2)
+    })
+}
+
 fn export_container(session: &str) -> String {
     format!("pi-docker-export-{session}")
 }
@@ -330,6 +351,21 @@ fn mount_word(host: &Path, container: &str, read_only: bool) -> Result<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn many_branches_are_said_in_few_lines_and_few_in_full() {
+        let lines = |count: usize| said(vec!["x".to_owned(); count]);
+        assert_eq!(lines(MOST_LINES), vec!["x"; MOST_LINES]);
+        assert_eq!(lines(MOST_LINES + 7).len(), MOST_LINES + 1);
+        assert_eq!(lines(MOST_LINES + 7).last().unwrap(), "and 7 more like these");
+    }
+
+    #[test]
+    fn what_is_handed_out_never_takes_all_of_the_disk() {
+        let dir = tempfile::tempdir().unwrap();
+        let room = room(dir.path());
+        assert!(room > 0 && room <= Limits::default().bytes);
+    }
 
     #[test]
     fn a_mount_takes_a_path_with_commas_and_quotes() {

@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 use crate::allowlist::Domain;
 
 /// How many hosts are told apart.
-const MOST: usize = 200;
+pub(crate) const MOST: usize = 200;
 
 /// What went to one host and came from it, in bytes; TLS included.
 #[derive(Debug, Default, Serialize, Deserialize)]

@@ -196,3 +196,38 @@ fn refused(log: &str, allowed: &[Domain], record: &Record) -> Vec<Refused> {
     let kept = denied::group(denials, &record.repository_id, &record.session).into_iter();
     kept.map(|kept| Refused { host: kept.host, reason: kept.reason, count: kept.count }).collect()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_largest_report_is_one_that_can_be_read_again() {
+        // Each a character that takes the most there is, in JSON and as UTF-8.
+        let names = |count: usize| vec!["\u{1}".repeat(tree::LONGEST); count];
+        let host = |n: usize| Host { host: format!("{n}.{}", "x".repeat(250)), ..Host::default() };
+        let refused =
+            |n: usize| Refused { host: format!("{n}.{}", "x".repeat(250)), reason: "x".repeat(100), count: u64::MAX };
+        let mut report = Report {
+            host_files: names(tree::MOST),
+            linked_outside: names(tree::MOST),
+            hosts: (0..traffic::MOST).map(host).collect(),
+            refused: (0..denied::HOSTS).map(refused).collect(),
+            ..Report::default()
+        };
+        report.take_commits(vec!["\u{1f600}".repeat(2000); 2 * MOST_LINES]);
+        assert_eq!(report.commits.len(), MOST_LINES);
+        let length = serde_json::to_vec_pretty(&report).unwrap().len() as u64;
+        assert!(length < REPORT_MAX, "{length}");
+        // Without the bound on lines it would not be.
+        report.commits = vec!["\u{1f600}".repeat(2000); 4 * MOST_LINES];
+        assert!(serde_json::to_vec_pretty(&report).unwrap().len() as u64 > REPORT_MAX);
+    }
+
+    #[test]
+    fn what_is_said_of_many_names_is_short_and_steers_nothing() {
+        let names: Vec<String> = (0..SHOWN + 3).map(|n| format!("{n}\u{1b}]52;c;eA==\u{7}\n")).collect();
+        let said = listed(&names);
+        assert!(said.ends_with("5?]52;c;eA==?? and 3 more") && !said.chars().any(char::is_control), "{said}");
+    }
+}

@@ -57,8 +57,8 @@ const FOLDERS: &[&str] = &[
     ".zed",
 ];
 /// How many names of each kind are shown, and characters of one.
-const MOST: usize = 200;
-const LONGEST: usize = 1000;
+pub(super) const MOST: usize = 200;
+pub(super) const LONGEST: usize = 1000;
 /// Changed files with more than one name that are counted.
 const MOST_LINKS: usize = 100_000;
 
@@ -303,7 +303,7 @@ mod tests {
         fs::write(dir.path().join("folder/package.json"), "").unwrap();
         fs::write(outside.path().join("Makefile"), "").unwrap();
         symlink(outside.path(), dir.path().join("link")).unwrap();
-        let swapper = crate::git::walk::Swapper::start(dir.path(), "folder", "link");
+        let swapper = crate::git::walk::swapper::Swapper::start(dir.path(), "folder", "link");
         let mut named = 0;
         for _ in 0..3000 {
             for file in look(dir.path()).host_files {

@@ -143,35 +143,43 @@ impl Meta {
     }
 }
 
-/// For tests: somebody who has a folder and a link take each other's place all the time.
-#[cfg(all(test, target_os = "linux"))]
-pub(crate) struct Swapper {
-    stop: std::sync::Arc<std::sync::atomic::AtomicBool>,
-    thread: Option<std::thread::JoinHandle<u64>>,
-}
+#[cfg(test)]
+#[cfg(target_os = "linux")]
+pub(crate) mod swapper {
+    use std::sync::Arc;
+    use std::sync::atomic::{AtomicBool, Ordering};
+    use std::thread::{self, JoinHandle};
 
-#[cfg(all(test, target_os = "linux"))]
-impl Swapper {
-    pub(crate) fn start(dir: &Path, one: &'static str, other: &'static str) -> Swapper {
-        use std::sync::atomic::Ordering;
-        let (dir, stop) = (Tree::open(dir).unwrap(), std::sync::Arc::<std::sync::atomic::AtomicBool>::default());
-        let stopped = std::sync::Arc::clone(&stop);
-        let thread = std::thread::spawn(move || {
-            let mut swaps = 0;
-            while !stopped.load(Ordering::Relaxed) {
-                let exchange = nix::fcntl::RenameFlags::RENAME_EXCHANGE;
-                nix::fcntl::renameat2(&dir.0, one, &dir.0, other, exchange).unwrap();
-                swaps += 1;
-            }
-            swaps
-        });
-        Swapper { stop, thread: Some(thread) }
+    use nix::fcntl::{RenameFlags, renameat2};
+
+    use super::*;
+
+    /// Somebody who has a folder and a link take each other's place all the time.
+    pub(crate) struct Swapper {
+        stop: Arc<AtomicBool>,
+        thread: JoinHandle<u64>,
     }
 
-    /// How often they did.
-    pub(crate) fn stop(mut self) -> u64 {
-        self.stop.store(true, std::sync::atomic::Ordering::Relaxed);
-        self.thread.take().unwrap().join().unwrap()
+    impl Swapper {
+        pub(crate) fn start(dir: &Path, one: &'static str, other: &'static str) -> Swapper {
+            let (dir, stop) = (Tree::open(dir).unwrap(), Arc::<AtomicBool>::default());
+            let stopped = Arc::clone(&stop);
+            let thread = thread::spawn(move || {
+                let mut swaps = 0;
+                while !stopped.load(Ordering::Relaxed) {
+                    renameat2(&dir.0, one, &dir.0, other, RenameFlags::RENAME_EXCHANGE).unwrap();
+                    swaps += 1;
+                }
+                swaps
+            });
+            Swapper { stop, thread }
+        }
+
+        /// How often they did.
+        pub(crate) fn stop(self) -> u64 {
+            self.stop.store(true, Ordering::Relaxed);
+            self.thread.join().unwrap()
+        }
     }
 }
 

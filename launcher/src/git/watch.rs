@@ -352,7 +352,7 @@ mod tests {
     #[cfg(target_os = "linux")]
     #[test]
     fn a_folder_that_is_swapped_for_a_link_meanwhile_leads_nobody_out_of_the_tree() {
-        use super::super::walk::Swapper;
+        use super::super::walk::swapper::Swapper;
         let (dir, outside) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
         fs::create_dir_all(dir.path().join("folder/sub")).unwrap();
         fs::create_dir(outside.path().join(".git")).unwrap();

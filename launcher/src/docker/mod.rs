@@ -2,10 +2,12 @@
 //! The docker command: what it is started with, and the few questions and orders that a session has for it.
 //! Its environment is a chosen one: no COMPOSE_ variable, no secret.
 
+mod engine;
+
 use std::collections::BTreeMap;
 use std::ffi::{OsStr, OsString};
 use std::fs::File;
-use std::io::{self, Seek, Write};
+use std::io::{self, Read, Seek, Write};
 use std::net::Ipv4Addr;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
@@ -21,6 +23,8 @@ use serde_json::Value;
 
 use crate::config::Config;
 use crate::error::hinted;
+pub(crate) use engine::Engine;
+use engine::{is_local, judge};
 
 /// How long an engine may take for a question; one that is alive needs a fraction of a second.
 const ANSWER: Duration = Duration::from_secs(15);
@@ -45,17 +49,6 @@ pub(crate) enum Output {
     /// To stderr, all of it.
     Narration,
     File(File),
-}
-
-/// What answers.
-#[derive(Debug, PartialEq, Eq)]
-pub(crate) struct Engine {
-    pub(crate) version: String,
-    pub(crate) compose: String,
-    /// How many it has; 0 if it does not say.
-    pub(crate) cpus: u64,
-    /// Docker Desktop: the engine is in a machine of its own, and has a name for this one.
-    pub(crate) desktop: bool,
 }
 
 impl Docker {
@@ -265,11 +258,25 @@ impl Docker {
         answer(command, limit)
     }
 
-    /// Runs docker with its output in `file`. An error with what it says if it fails or takes longer than `limit`.
-    pub(crate) fn capture(&self, words: &[OsString], file: File, limit: Duration) -> Result<()> {
+    /// Runs docker with its output in `file`. An error with what it says if it fails, takes longer than `limit`, or prints more than
+    /// `most` bytes, of which no more are written.
+    pub(crate) fn capture(&self, words: &[OsString], mut file: File, limit: Duration, most: u64) -> Result<()> {
         let mut command = self.command(words);
-        command.stdin(Stdio::null()).stdout(file);
-        let output = answer(command, limit)?;
+        command.stdin(Stdio::null()).stdout(Stdio::piped());
+        let mut child = start(command)?;
+        let pipe = child.stdout.take();
+        let copier = thread::spawn(move || {
+            let Some(mut pipe) = pipe else { return Ok(true) };
+            io::copy(&mut (&mut pipe).take(most), &mut file)?;
+            // Docker's own write fails when there is nobody to read any more.
+            Ok::<_, io::Error>(pipe.read(&mut [0])? == 0)
+        });
+        let output = wait(child, limit);
+        let copied = copier.join().unwrap_or_else(|_| Err(io::Error::other("its reader has ended")));
+        if !copied.context("cannot keep what docker says")? {
+            return Err(anyhow!("cannot take the commits: they are more than the limit of {} MiB", most >> 20));
+        }
+        let output = output?;
         if output.status.success() { Ok(()) } else { Err(failed("cannot run", "docker", &output)) }
     }
 
@@ -285,10 +292,17 @@ impl Docker {
 }
 
 /// Runs a prepared docker and returns what it says, unless it takes longer than `limit`.
-fn answer(mut command: Command, limit: Duration) -> Result<process::Output> {
+fn answer(command: Command, limit: Duration) -> Result<process::Output> {
+    wait(start(command)?, limit)
+}
+
+fn start(mut command: Command) -> Result<Child> {
     // A group of its own: Ctrl-C is for the program in the foreground, and the clean-up goes on.
     command.stderr(Stdio::piped()).process_group(0);
-    let child = command.spawn().map_err(not_started)?;
+    command.spawn().map_err(not_started)
+}
+
+fn wait(child: Child, limit: Duration) -> Result<process::Output> {
     let pid = child.id();
     let (sender, answer) = mpsc::channel();
     thread::spawn(move || sender.send(child.wait_with_output()));
@@ -324,57 +338,8 @@ pub(crate) fn why(stderr: &str) -> &str {
     line.strip_prefix("Error response from daemon: ").unwrap_or(line)
 }
 
-/// An error unless the engine at `host` is on this machine.
-fn is_local(host: &str) -> Result<()> {
-    if ["unix://", "npipe://", "fd://"].iter().any(|scheme| host.starts_with(scheme)) {
-        return Ok(());
-    }
-    Err(hinted(
-        format!("cannot use the remote engine '{host}': it cannot mount this machine's folders"),
-        "unset DOCKER_HOST, or `docker context use default`",
-    ))
-}
-
-/// Whether a session can run on the engine that `info` describes.
-fn judge(info: &Value, stderr: &str) -> Result<Engine> {
-    let Some(version) = info["ServerVersion"].as_str().filter(|v| !v.is_empty()) else {
-        let told = info["ServerErrors"][0].as_str().unwrap_or(stderr);
-        let why = told.lines().map(str::trim).find(|line| !line.is_empty()).unwrap_or("no answer");
-        return Err(hinted(format!("cannot reach the Docker engine: {why}"), "start Docker, then try again"));
-    };
-    let options = info["SecurityOptions"].as_array().map(Vec::as_slice).unwrap_or_default();
-    if options.iter().filter_map(Value::as_str).any(|option| option.contains("name=rootless")) {
-        return Err(hinted(
-            "cannot use a rootless engine: it maps user numbers, so the agent could not be the owner of its files",
-            "use Docker Engine as root, or Docker Desktop",
-        ));
-    }
-    if major(version) < 24 {
-        return Err(hinted(format!("cannot use Docker Engine {version}: older than 24"), "update Docker"));
-    }
-    let plugins = info["ClientInfo"]["Plugins"].as_array().map(Vec::as_slice).unwrap_or_default();
-    let compose =
-        plugins.iter().find(|plugin| plugin["Name"] == "compose").and_then(|plugin| plugin["Version"].as_str());
-    match compose {
-        Some(compose) if major(compose) >= 2 => Ok(Engine {
-            version: version.to_owned(),
-            compose: compose.to_owned(),
-            cpus: info["NCPU"].as_u64().unwrap_or_default(),
-            desktop: info["OperatingSystem"].as_str().is_some_and(|name| name.contains("Docker Desktop")),
-        }),
-        _ => Err(hinted("cannot find Docker Compose v2", "install the package docker-compose-plugin")),
-    }
-}
-
-fn major(version: &str) -> u32 {
-    let digits: String = version.trim_start_matches('v').chars().take_while(char::is_ascii_digit).collect();
-    digits.parse().unwrap_or(0)
-}
-
 #[cfg(test)]
 mod tests {
-    use serde_json::json;
-
     use super::*;
 
     #[test]
@@ -386,37 +351,33 @@ mod tests {
         assert_eq!(why("\n"), "docker does not say why");
     }
 
-    fn info(version: &str, compose: &str) -> Value {
-        json!({
-            "ServerVersion": version, "SecurityOptions": ["name=seccomp,profile=builtin"],
-            "ClientInfo": { "Plugins": [{ "Name": "buildx" }, { "Name": "compose", "Version": compose }] },
-        })
-    }
-
-    fn refusal(info: &Value) -> String {
-        format!("{:#}", judge(info, "").unwrap_err())
-    }
-
-    #[test]
-    fn a_local_engine_24_with_compose_2_is_taken() {
-        for version in ["24.0.0", "26.1.5+dfsg1"] {
-            assert!(judge(&info(version, "2.26.1-4"), "").is_ok());
-        }
-        assert!(judge(&info("28.0", "v5.0.0"), "").is_ok());
-        assert!(is_local("unix:///var/run/docker.sock").is_ok());
+    /// A docker that prints: what it prints is all that is far away.
+    fn printing(script: &str) -> (tempfile::TempDir, Docker) {
+        use std::os::unix::fs::PermissionsExt;
+        let dir = tempfile::tempdir().unwrap();
+        let program = dir.path().join("docker");
+        std::fs::write(&program, format!("#!/bin/sh\n{script}\n")).unwrap();
+        std::fs::set_permissions(&program, std::fs::Permissions::from_mode(0o755)).unwrap();
+        let path = format!("{}:/usr/bin:/bin", dir.path().display());
+        (dir, Docker { env: vec![("PATH".into(), path.into())], host: None })
     }
 
     #[test]
-    fn what_a_session_cannot_run_on_is_refused_with_the_reason() {
-        assert!(refusal(&info("20.10.24", "2.2")).contains("older than 24"));
-        assert!(refusal(&info("26.1", "1.29")).contains("Compose v2"));
-        for host in ["tcp://10.0.0.1:2375", "ssh://me@host"] {
-            assert!(is_local(host).unwrap_err().to_string().contains("remote"));
+    fn a_container_that_hands_out_without_end_fills_no_disk() {
+        let capture = |script: &str| {
+            let (_dir, docker) = printing(script);
+            let file = tempfile::tempfile().unwrap();
+            let begun = Instant::now();
+            let captured = docker.capture(&[], file.try_clone().unwrap(), Duration::from_secs(60), 3 << 20);
+            assert!(begun.elapsed() < Duration::from_secs(30));
+            (captured.map_err(|e| format!("{e:#}")), file.metadata().unwrap().len())
+        };
+        assert_eq!(capture("head -c 3145728 /dev/zero"), (Ok(()), 3 << 20));
+        for endless in ["head -c 3145729 /dev/zero", "exec cat /dev/zero", "trap '' PIPE; cat /dev/zero; echo no"] {
+            let (captured, length) = capture(endless);
+            assert_eq!(length, 3 << 20);
+            assert!(captured.unwrap_err().contains("more than the limit of 3 MiB"), "{endless}");
         }
-        let mut rootless = info("26.1", "2.26");
-        rootless["SecurityOptions"] = json!(["name=rootless"]);
-        assert!(refusal(&rootless).contains("rootless"));
-        let dead = json!({ "ServerErrors": ["Cannot connect to the Docker daemon at unix:///x."] });
-        assert!(refusal(&dead).contains("Cannot connect"));
+        assert_eq!(capture("echo x; echo broken >&2; exit 1"), (Err("cannot run 'docker': broken".to_owned()), 2));
     }
 }
