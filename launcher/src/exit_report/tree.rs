@@ -305,7 +305,7 @@ mod tests {
         symlink(outside.path(), dir.path().join("link")).unwrap();
         let swapper = crate::git::walk::swapper::Swapper::start(dir.path(), "folder", "link");
         let mut named = 0;
-        for _ in 0..3000 {
+        for _ in 0..10_000 {
             for file in look(dir.path()).host_files {
                 assert!(!file.ends_with("Makefile"), "{file}");
                 named += 1;

@@ -360,7 +360,7 @@ mod tests {
         let mut watch = Watch::open(dir.path()).unwrap();
         watch.begin(&[]);
         let swapper = Swapper::start(dir.path(), "folder", "link");
-        for _ in 0..3000 {
+        for _ in 0..10_000 {
             assert_eq!(watch.look(), []);
         }
         assert!(swapper.stop() > 1000);
