@@ -4,7 +4,7 @@ use std::fs;
 use std::net::TcpListener;
 
 use anyhow::{Context, Result};
-use e2e::docker::lines;
+use e2e::docker::bridge_address;
 use e2e::internet::{OLLAMA_PORT, OnThisMachine};
 use e2e::{Ran, World};
 use serde_json::{Value, json};

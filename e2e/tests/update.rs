@@ -17,7 +17,6 @@ use serde_json::json;
 
 const PACKAGE: &str = "@earendil-works/pi-coding-agent";
 const SHIPPED: &str = "1.5.2";
-const NEWER: &str = "9.9.9";
 const BUILD: Duration = Duration::from_secs(20 * 60);
 
 /// A world with an image of its own, and an npm registry that has a newer pi.
@@ -27,6 +26,8 @@ struct Scene {
     world: World,
     image: String,
     address: String,
+    /// The newer one; another for each world, for the engine remembers what it has built.
+    newer: String,
 }
 
 impl Scene {
@@ -34,19 +35,20 @@ impl Scene {
         let mut world = World::new("tools")?;
         let image = format!("pi-e2e-update:{}", world.id);
         docker(["tag", &default_image(), &image])?;
+        let newer = format!("9.9.{}", u32::from_str_radix(&world.id, 16)?);
         let folder = world.path("newer");
         fs::create_dir(&folder)?;
         // The pi of the image under another number, with all that it needs in its archive.
         let pack = format!(
             "cp -r /opt/pi /tmp/package && cd /tmp && node -e '\
-               const f = \"package/package.json\", p = JSON.parse(fs.readFileSync(f)); p.version = \"{NEWER}\"; \
-               delete p.dependencies; fs.writeFileSync(f, JSON.stringify(p))' && tar -czf /out/newer.tgz package"
+               const f = \"package/package.json\", p = JSON.parse(fs.readFileSync(f)); p.version = \"{newer}\"; \
+               p.dependencies = {{}}; fs.writeFileSync(f, JSON.stringify(p))' && tar -czf /out/newer.tgz package"
         );
         let out = format!("--mount=type=bind,source={},target=/out", folder.display());
         docker(["run", "--rm", "--network=none", "--user=0:0", &out, "--entrypoint=sh", &image, "-c", &pack])?;
         world.user.own(&folder)?;
         world.change_scenario(|scenario| {
-            scenario["npm"] = json!({ PACKAGE: { SHIPPED: "/nowhere", NEWER: folder.join("newer.tgz") } });
+            scenario["npm"] = json!({ PACKAGE: { SHIPPED: "/nowhere", newer.clone(): folder.join("newer.tgz") } });
         })?;
         let gateway = bridge_address()?;
         let port = TcpListener::bind((gateway.as_str(), 0))?.local_addr()?.port();
@@ -57,7 +59,7 @@ impl Scene {
         fs::write(settings.join("config.json"), proxy.to_string())?;
         world.user.own(&settings)?;
         let registry = Some(OnThisMachine::tunnel(&world.internet, &address)?);
-        Ok(Self { registry, world, image, address })
+        Ok(Self { registry, world, image, address, newer })
     }
 
     fn pi_docker(&self, words: &[&str]) -> Launch {
@@ -83,6 +85,7 @@ fn default_image() -> String {
 #[test]
 fn a_newer_pi_is_found_while_one_runs_said_at_the_next_start_and_built_by_an_update() -> Result<()> {
     let scene = Scene::new()?;
+    let newer = &scene.newer;
     // Without a terminal nothing is looked for.
     scene.pi_docker(&["-p", "hello"]).run()?.expect(0)?;
     let registry = scene.registry.as_ref().context("no registry")?;
@@ -94,10 +97,10 @@ fn a_newer_pi_is_found_while_one_runs_said_at_the_next_start_and_built_by_an_upd
     wait_until("a newer pi is found", SOON, || Ok(found.exists().then_some(())))?;
     terminal.type_in("\x04")?;
     assert_eq!(terminal.finish(SOON)?.code(), Some(0), "{}", terminal.screen());
-    assert!(!terminal.screen().contains(NEWER), "{}", terminal.screen());
+    assert!(!terminal.screen().contains(&scene.newer), "{}", terminal.screen());
 
     let said = scene.pi_docker(&["-p", "hello"]).run()?.expect(0)?.stderr;
-    assert!(said.contains(&format!("pi {NEWER} is out, this is {SHIPPED}: pi-docker --update")), "{said}");
+    assert!(said.contains(&format!("pi {newer} is out, this is {SHIPPED}: pi-docker --update")), "{said}");
     assert_eq!(scene.version()?, SHIPPED);
 
     // A version that somebody has set is what is built, and said to be.
@@ -106,11 +109,12 @@ fn a_newer_pi_is_found_while_one_runs_said_at_the_next_start_and_built_by_an_upd
 
     let ran = scene.pi_docker(&["--update", "-p", "hello"]).run()?.expect(0)?;
     assert_eq!(ran.stdout.trim(), "hello");
-    for line in ["looking for the newest pi", &format!("the newest pi is {NEWER}"), "built the images (pi) in "] {
+    assert!(!ran.stderr.contains("older than their sources"), "{}", ran.stderr);
+    for line in ["looking for the newest pi", &format!("the newest pi is {newer}"), "built the images (pi) in "] {
         assert!(ran.stderr.contains(line), "'{line}' is not in:\n{}", ran.stderr);
     }
-    assert_eq!(scene.version()?, NEWER);
-    let archive = format!("/{PACKAGE}/-/{NEWER}.tgz");
+    assert_eq!(scene.version()?, scene.newer);
+    let archive = format!("/{PACKAGE}/-/{newer}.tgz");
     assert!(asked().iter().any(|path| path.replace("%2f", "/") == archive), "{:?}", asked());
 
     // It is kept to, and there is nothing more to say.
@@ -143,7 +147,7 @@ fn where_npm_cannot_be_reached_an_update_says_so_and_the_image_that_is_there_goe
     assert!(ran.stderr.contains("images are older than their sources\nhint: pi-docker --rebuild"), "{}", ran.stderr);
     fs::rename(scene.world.path("newer/away"), &archive)?;
     scene.pi_docker(&["--update", "-p", "hello"]).run()?.expect(0)?;
-    assert_eq!(scene.version()?, NEWER);
+    assert_eq!(scene.version()?, scene.newer);
     Ok(())
 }
 
@@ -165,7 +169,7 @@ impl Registry {
         let file = world.path("registry.yml");
         fs::write(&file, settings.to_string())?;
         let mut command = Command::new(programs::find("docker-registry")?);
-        command.arg("serve").arg(&file).stdin(Stdio::null()).stdout(Stdio::null());
+        command.arg("serve").arg(&file).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
         let process = command.spawn().context("cannot start the registry")?;
         let registry = Self { process, address };
         let answers = || Ok(std::net::TcpStream::connect(&registry.address).is_ok().then_some(()));
@@ -184,6 +188,7 @@ impl Drop for Registry {
 #[test]
 fn without_any_image_an_update_pulls_the_base_from_its_registry_and_says_so_where_it_cannot() -> Result<()> {
     let scene = Scene::new()?;
+    let newer = &scene.newer;
     let registry = Registry::start(&scene.world)?;
     let base = format!("{}/node:22-bookworm-slim", registry.address);
     docker(["tag", "node:22-bookworm-slim", &base])?;
@@ -198,8 +203,8 @@ fn without_any_image_an_update_pulls_the_base_from_its_registry_and_says_so_wher
     let _ = try_docker(["image", "rm", &base]);
     let ran = ran?.expect(0)?;
     assert!(ran.stderr.contains(&format!("pulling {base}, to look with")), "{}", ran.stderr);
-    assert!(ran.stderr.contains(&format!("the newest pi is {NEWER}")), "{}", ran.stderr);
-    assert_eq!((ran.stdout.trim(), scene.version()?.as_str()), ("hello", NEWER));
+    assert!(ran.stderr.contains(&format!("the newest pi is {newer}")), "{}", ran.stderr);
+    assert_eq!((ran.stdout.trim(), scene.version()?), ("hello", scene.newer.clone()));
 
     docker(["image", "rm", "--force", &scene.image])?;
     drop(registry);

@@ -96,12 +96,23 @@ impl Facts {
         )
     }
 
+    /// The services whose image is built before the start: what is missing, and what is asked for.
+    pub(crate) fn to_build(&self, options: &Options) -> Vec<&'static str> {
+        let wanted = self.images.iter().zip(&self.image_states).filter(|(image, state)| {
+            let asked = options.rebuild || (options.update && image.service == "pi");
+            asked || **state == images::State::Missing
+        });
+        wanted.map(|(image, _)| image.service).collect()
+    }
+
     /// Says what the session starts without.
-    pub(crate) fn warn(&self, terminal: &Terminal, config: &Config) {
+    pub(crate) fn warn(&self, terminal: &Terminal, config: &Config, options: &Options) {
         for (text, fix) in self.git.lacks(config) {
             terminal.warn(text, fix);
         }
-        if self.image_states.contains(&images::State::Stale) {
+        let to_build = self.to_build(options);
+        let mut images = self.images.iter().zip(&self.image_states);
+        if images.any(|(image, state)| *state == images::State::Stale && !to_build.contains(&image.service)) {
             terminal.warn("images are older than their sources", "pi-docker --rebuild");
         }
         if self.auth.anthropic_has_expired(SystemTime::now()) {

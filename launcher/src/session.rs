@@ -73,7 +73,7 @@ pub(crate) fn start(config: Config, options: &Options, pi_args: Vec<OsString>) -
     let facts = Facts::collect(&config, options, &home, place, images, &docker)?;
     let names = Names::new(&facts.place.safe_name(), &facts.place.id(), &random_id()?);
     let state = home.state(&names.repository_id);
-    facts.warn(&terminal, &config);
+    facts.warn(&terminal, &config, options);
     update::notice(&config, &home, &terminal);
     let mut keep_auth = options.keep_auth || config.setting("PI_DOCKER_KEEP_AUTH") == Some("1");
     if !options.dry_run {
@@ -148,12 +148,7 @@ impl Session<'_> {
 
     /// Builds what is missing, or everything if that is asked for.
     fn build(&self, foreground: &Foreground) -> Result<()> {
-        let wanted = self.facts.images.iter().zip(&self.facts.image_states);
-        let wanted = wanted.filter(|(image, state)| {
-            let asked = self.options.rebuild || (self.options.update && image.service == "pi");
-            asked || **state == images::State::Missing
-        });
-        let services: Vec<&str> = wanted.map(|(image, _)| image.service).collect();
+        let services = self.facts.to_build(self.options);
         if services.is_empty() {
             return Ok(());
         }

@@ -1,6 +1,7 @@
 //! The newest published pi: looked up by npm in a short container, at most once an hour, and never before pi runs. What is found is
 //! said at the next start; `--update` builds it.
 
+use std::ffi::OsString;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::thread;
@@ -150,7 +151,9 @@ fn base(home: &Home, docker: &Docker, terminal: &Terminal) -> Result<String> {
     };
     if docker.image_labels(image)?.is_none() {
         terminal.say(&format!("pulling {image}, to look with …"));
-        let mut pull = docker.spawn(&["pull".into(), "--quiet".into(), image.into()], Output::Narration)?;
+        let quiet = (!terminal.shows_progress()).then_some("--quiet");
+        let words: Vec<OsString> = ["pull"].into_iter().chain(quiet).chain([image]).map(OsString::from).collect();
+        let mut pull = docker.spawn(&words, Output::Narration)?;
         if !pull.wait().context("cannot wait for docker")?.success() {
             return Err(hinted(
                 format!("cannot pull '{image}': docker says why above"),
