@@ -241,7 +241,7 @@ impl TaskDir {
         state.owner.heartbeat = state.updated_at;
         let bytes =
             serde_json::to_vec_pretty(state).or_fail(Code::Internal, || "cannot write the task's state".into())?;
-        self.write("state.json", &bytes)
+        self.replace("state.json", &bytes, true)
     }
 
     /// A sign of life, without rewriting anything.
@@ -249,15 +249,22 @@ impl TaskDir {
         let _ = File::open(self.path("state.json")).and_then(|file| file.set_modified(SystemTime::now()));
     }
 
-    /// Writes a file of the task as a whole, private, and on the disk when this returns.
+    /// Writes a file of the task as a whole, private. One that is made anew for each run need not outlive the machine.
     pub(crate) fn write(&self, name: &str, bytes: &[u8]) -> Result<()> {
+        self.replace(name, bytes, false)
+    }
+
+    /// `lasting`: it is on the disk when this returns.
+    fn replace(&self, name: &str, bytes: &[u8], lasting: bool) -> Result<()> {
         let path = self.path(name);
         let write = || -> std::io::Result<()> {
             let mut file = tempfile::NamedTempFile::new_in(&self.dir)?;
             file.write_all(bytes)?;
-            file.as_file().sync_all()?;
+            if lasting {
+                file.as_file().sync_all()?;
+            }
             file.persist(&path).map_err(|error| error.error)?;
-            File::open(&self.dir)?.sync_all()
+            if lasting { File::open(&self.dir)?.sync_all() } else { Ok(()) }
         };
         write().or_fail(Code::Setup, || format!("cannot write '{}'", path.display()))
     }
