@@ -4,6 +4,7 @@ use std::fs;
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 
 use anyhow::{Context, Result, ensure};
+use serde_json::{Value, json};
 
 use crate::launch::{Launch, Running};
 use crate::session::Session;
@@ -11,6 +12,30 @@ use crate::{SOON, World, wait_until};
 
 /// The extra CA in the agent's container, as curl takes it.
 const CURL: &str = "curl -sS --max-time 8 --cacert /home/pi/.config/pi-docker/ca.pem -o /dev/null -w '%{http_code}'";
+
+/// Opens a tunnel with a head of its own making, speaks TLS in it, and asks for a page. Takes `[[head, name in the greeting], …]`,
+/// prints a line for each: the status of the answer, or 0.
+const TUNNEL: &str = r#"
+const net = require("net"), tls = require("tls");
+const once = ([head, sni]) => new Promise((done) => {
+  let status = 0;
+  const raw = net.connect(3128, "proxy", () => raw.write(Buffer.from(head, "latin1")));
+  const end = () => { raw.destroy(); done(status); };
+  raw.setTimeout(6000, end); raw.on("error", end); raw.on("close", end);
+  raw.once("data", (answer) => {
+    if (!answer.toString("latin1").startsWith("HTTP/1.1 200 Connection")) {
+      status = Number(answer.toString("latin1").split(" ")[1]) || 0;
+      return end();
+    }
+    const name = sni === null ? undefined : sni;
+    const secure = tls.connect({ socket: raw, servername: name, rejectUnauthorized: false }, () =>
+      secure.write(`GET /user HTTP/1.1\r\nHost: ${sni}\r\nUser-Agent: probe\r\nConnection: close\r\n\r\n`));
+    secure.on("error", end);
+    secure.once("data", (page) => { status = Number(page.toString("latin1").split(" ")[1]) || 0; end(); });
+  });
+});
+(async () => { for (const one of JSON.parse(process.argv[1])) console.log(await once(one)); })();
+"#;
 
 pub struct Held {
     /// Goes before its world.
@@ -75,10 +100,29 @@ impl Held {
         said.trim().parse().with_context(|| format!("curl {args} said '{said}'"))
     }
 
+    /// Opens tunnels with heads of the caller's making, each with the name for the TLS greeting; the status of each answer, or 0.
+    pub fn tunnels(&self, attempts: &[(&str, &str)]) -> Result<Vec<u16>> {
+        let attempts: Vec<Value> = attempts.iter().map(|(head, sni)| json!([head, sni])).collect();
+        let command = format!("node -e {} {}", quoted(TUNNEL), quoted(&Value::from(attempts).to_string()));
+        let said = self.sh(&command)?;
+        said.lines().map(|line| line.trim().parse().with_context(|| format!("node said '{said}'"))).collect()
+    }
+
+    /// What this world's internet was asked for and should not have been, if `part` is in it.
+    pub fn strays_of(&self, part: &str) -> Result<Vec<String>> {
+        let strays = self.world.internet.strays()?.into_iter().map(|stray| format!("{} {}", stray.method, stray.host));
+        Ok(strays.filter(|stray| stray.contains(part)).collect())
+    }
+
     pub fn squid_says(&self, what: &str, wanted: impl Fn(&str) -> bool) -> Result<()> {
         let what = format!("squid has written {what}");
         wait_until(&what, SOON, || Ok(self.session.squid_log()?.iter().any(|line| wanted(line)).then_some(())))
     }
+}
+
+/// A word for a shell.
+pub fn quoted(text: &str) -> String {
+    format!("'{}'", text.replace('\'', "'\\''"))
 }
 
 /// A world where pi-docker's own files were changed.

@@ -1,60 +1,10 @@
 //! The ways out that an agent would try, one test for each threat that docs/security.md numbers and egress.rs has not: every refusal
 //! beside the same thing where it is allowed. The proofs that each can fail are at the end, with `--long`.
 
-use std::io::{Read, Write};
-use std::net::TcpListener;
-use std::thread;
-
 use anyhow::{Context, Result};
-use e2e::docker::{docker, inspect, network, try_docker};
+use e2e::docker::{docker, inspect, try_docker};
 use e2e::held::{Held, altered};
-use e2e::{SOON, World, wait_until};
 use serde_json::{Value, json};
-
-/// Opens a tunnel with a head of its own making, speaks TLS in it, and asks for a page. Takes `[[head, name in the greeting], …]`,
-/// prints a line for each: the status of the answer, or 0.
-const TUNNEL: &str = r#"
-const net = require("net"), tls = require("tls");
-const once = ([head, sni]) => new Promise((done) => {
-  let status = 0;
-  const raw = net.connect(3128, "proxy", () => raw.write(Buffer.from(head, "latin1")));
-  const end = () => { raw.destroy(); done(status); };
-  raw.setTimeout(6000, end); raw.on("error", end); raw.on("close", end);
-  raw.once("data", (answer) => {
-    if (!answer.toString("latin1").startsWith("HTTP/1.1 200 Connection")) {
-      status = Number(answer.toString("latin1").split(" ")[1]) || 0;
-      return end();
-    }
-    const name = sni === null ? undefined : sni;
-    const secure = tls.connect({ socket: raw, servername: name, rejectUnauthorized: false }, () =>
-      secure.write(`GET /user HTTP/1.1\r\nHost: ${sni}\r\nUser-Agent: probe\r\nConnection: close\r\n\r\n`));
-    secure.on("error", end);
-    secure.once("data", (page) => { status = Number(page.toString("latin1").split(" ")[1]) || 0; end(); });
-  });
-});
-(async () => { for (const one of JSON.parse(process.argv[1])) console.log(await once(one)); })();
-"#;
-
-fn tunnels(held: &Held, attempts: &[(&str, &str)]) -> Result<Vec<u16>> {
-    let attempts: Vec<Value> = attempts.iter().map(|(head, sni)| json!([head, sni])).collect();
-    let command = format!("node -e {} {}", quoted(TUNNEL), quoted(&Value::from(attempts).to_string()));
-    let said = held.sh(&command)?;
-    said.lines().map(|line| line.trim().parse().with_context(|| format!("node said '{said}'"))).collect()
-}
-
-fn quoted(text: &str) -> String {
-    format!("'{}'", text.replace('\'', "'\\''"))
-}
-
-/// The hosts, addresses aside, that were asked for by name or reached, and should not have been.
-fn strays_of(world: &World, part: &str) -> Result<Vec<String>> {
-    let strays = world.internet.strays()?;
-    Ok(strays
-        .into_iter()
-        .map(|stray| format!("{} {}", stray.method, stray.host))
-        .filter(|s| s.contains(part))
-        .collect())
-}
 
 /// N1: every spelling of an address whose owner calls it `api.github.com`.
 fn spellings(address: &str) -> Vec<String> {
@@ -84,20 +34,20 @@ fn by_spelling(held: &Held) -> Result<Vec<u16>> {
         .into_iter()
         .map(|host| format!("CONNECT {host}:443 HTTP/1.1\r\nHost: {host}:443\r\n\r\n"))
         .collect();
-    tunnels(held, &heads.iter().map(|head| (head.as_str(), "api.github.com")).collect::<Vec<_>>())
+    held.tunnels(&heads.iter().map(|head| (head.as_str(), "api.github.com")).collect::<Vec<_>>())
 }
 
 #[test]
 fn no_spelling_of_an_address_is_a_way_out_and_its_reverse_name_is_never_asked_for() -> Result<()> {
     let held = Held::shared()?;
-    assert_eq!(tunnels(&held, &[("CONNECT api.github.com:443 HTTP/1.1\r\n\r\n", "api.github.com")])?, [401]);
+    assert_eq!(held.tunnels(&[("CONNECT api.github.com:443 HTTP/1.1\r\n\r\n", "api.github.com")])?, [401]);
     let before = held.world.internet.requests_to("api.github.com")?.len();
     for status in by_spelling(&held)? {
         assert!([0, 400, 403].contains(&status), "{status}");
     }
     assert_eq!(held.world.internet.requests_to("api.github.com")?.len(), before);
     held.squid_says("the refusal", |line| line.contains("TCP_DENIED") && line.contains(NOBODY))?;
-    assert_eq!(strays_of(&held.world, ".arpa")?, Vec::<String>::new());
+    assert_eq!(held.strays_of(".arpa")?, Vec::<String>::new());
     Ok(())
 }
 
@@ -179,263 +129,6 @@ fn the_proxy_is_no_router_and_the_agent_can_make_no_packets_of_its_own() -> Resu
     Ok(())
 }
 
-/// N10: heads that two parsers may read in two ways. Whatever squid makes of them, the name with `trick` in it is not reached.
-const TRICKS: &[&str] = &[
-    "CONNECT github.com@trick.example:443 HTTP/1.1\r\n\r\n",
-    "CONNECT trick.example:443@github.com:443 HTTP/1.1\r\n\r\n",
-    "CONNECT trick.example#@github.com:443 HTTP/1.1\r\n\r\n",
-    "CONNECT trick.example:443#github.com:443 HTTP/1.1\r\n\r\n",
-    "CONNECT trick.example%00.github.com:443 HTTP/1.1\r\n\r\n",
-    "CONNECT trick.example\u{0}.github.com:443 HTTP/1.1\r\n\r\n",
-    "CONNECT trick.example/.github.com:443 HTTP/1.1\r\n\r\n",
-    "CONNECT trick.example\\.github.com:443 HTTP/1.1\r\n\r\n",
-    "CONNECT trick.example:443 HTTP/1.1\r\nHost: github.com:443\r\n\r\n",
-    "CONNECT trick.example.:443 HTTP/1.1\r\nHost: github.com:443\r\n\r\n",
-    "CONNECT trick.example:443 HTTP/1.0\r\nHost: github.com\r\nX-Forwarded-Host: github.com\r\n\r\n",
-    "CONNECT\ttrick.example:443\tHTTP/1.1\r\nHost: github.com:443\r\n\r\n",
-    "CONNECT github.com:443 trick.example:443 HTTP/1.1\r\n\r\n",
-    "connect trick.example:443 HTTP/1.1\r\nHost: github.com:443\r\n\r\n",
-    "GET / HTTP/1.1\r\nHost: trick.example\r\n\r\n",
-    "GET https://trick.example/ HTTP/1.1\r\nHost: github.com\r\n\r\n",
-    "GET ftp://trick.example/ HTTP/1.1\r\n\r\n",
-    "GET urn:trick.example HTTP/1.1\r\n\r\n",
-    "POST http://github.com/ HTTP/1.1\r\nHost: github.com\r\nTransfer-Encoding: chunked\r\nContent-Length: 4\r\n\r\n0\r\n\r\nCONNECT trick.example:443 HTTP/1.1\r\n\r\n",
-];
-
-fn play(held: &Held, heads: &[&str], sni: &str) -> Result<Vec<u16>> {
-    tunnels(held, &heads.iter().map(|head| (*head, sni)).collect::<Vec<_>>())
-}
-
-#[test]
-fn heads_that_parsers_read_in_two_ways_lead_nowhere() -> Result<()> {
-    let held = Held::shared()?;
-    let good = "CONNECT github.com:443 HTTP/1.1\r\nHost: other.example\r\n\r\n";
-    assert_eq!(play(&held, &[good], "github.com")?, [401]);
-    for (head, status) in TRICKS.iter().zip(play(&held, TRICKS, "trick.example")?) {
-        assert!([0, 400, 403].contains(&status), "{status}: {head}");
-    }
-    assert_eq!(strays_of(&held.world, "trick")?, Vec::<String>::new());
-    assert_eq!(play(&held, &[good], "github.com")?, [401], "squid still works");
-    Ok(())
-}
-
-/// N11: squid's own pages, and what squid would fetch by itself.
-const MANAGER: &[&str] = &[
-    "GET http://proxy:3128/squid-internal-mgr/info HTTP/1.1\r\nHost: proxy:3128\r\n\r\n",
-    "GET /squid-internal-mgr/info HTTP/1.1\r\nHost: pi-egress\r\n\r\n",
-    "GET http://pi-egress:3128/squid-internal-mgr/config HTTP/1.1\r\nHost: pi-egress:3128\r\n\r\n",
-    "GET cache_object://proxy/info HTTP/1.0\r\n\r\n",
-    "GET https://github.com/by-squid HTTP/1.1\r\nHost: github.com\r\n\r\n",
-    "TRACE http://github.com/by-squid HTTP/1.1\r\nHost: github.com\r\nMax-Forwards: 0\r\n\r\n",
-    "PURGE https://github.com/by-squid HTTP/1.1\r\nHost: github.com\r\n\r\n",
-];
-
-#[test]
-fn squid_shows_nothing_of_itself_and_fetches_nothing_by_itself() -> Result<()> {
-    let held = Held::shared()?;
-    assert_eq!(play(&held, &["CONNECT github.com:443 HTTP/1.1\r\n\r\n"], "github.com")?, [401]);
-    for (head, status) in MANAGER.iter().zip(play(&held, MANAGER, "github.com")?) {
-        assert!([0, 400, 403].contains(&status), "{status}: {head}");
-    }
-    let requests = held.world.internet.requests_to("github.com")?;
-    assert!(!requests.iter().any(|request| request.path.contains("by-squid")), "{requests:?}");
-    held.squid_says("a refusal", |line| line.contains(" GET 403 TCP_DENIED ") && line.ends_with("/by-squid"))?;
-    Ok(())
-}
-
-/// Keeps a tunnel open and asks something through it five times a second: a line for each answer, and one when it is cut.
-const KEPT: &str = r#"
-const net = require("net"), tls = require("tls");
-const raw = net.connect(3128, "proxy", () => raw.write("CONNECT kept.npmjs.org:443 HTTP/1.1\r\n\r\n"));
-const cut = () => { console.log("cut"); process.exit(); };
-raw.on("error", cut); raw.on("close", cut);
-raw.once("data", () => {
-  const secure = tls.connect({ socket: raw, servername: "kept.npmjs.org", rejectUnauthorized: false });
-  secure.on("error", cut);
-  secure.on("data", (page) => console.log(page.toString("latin1").split(" ")[1]));
-  setInterval(() => secure.write("GET / HTTP/1.1\r\nHost: kept.npmjs.org\r\n\r\n"), 200);
-});
-"#;
-
-#[test]
-fn a_host_that_is_taken_off_the_list_loses_the_tunnels_it_has() -> Result<()> {
-    let held = Held::new()?;
-    held.sh(&format!("nohup node -e {} >/tmp/kept.log 2>&1 </dev/null &", quoted(KEPT)))?;
-    let answers =
-        || -> Result<usize> { Ok(held.sh("cat /tmp/kept.log")?.lines().filter(|line| *line == "418").count()) };
-    wait_until("the tunnel answers", SOON, || Ok((answers()? >= 2).then_some(())))?;
-    // A new list alone cuts nothing: that is what makes the test one.
-    held.world.bare_pi_docker().args(["allow", "more.example.com"]).run()?.expect(0)?;
-    let before = answers()?;
-    wait_until("the tunnel has outlived a reload", SOON, || Ok((answers()? >= before + 3).then_some(())))?;
-    assert!(!held.sh("cat /tmp/kept.log")?.contains("cut"));
-
-    held.world.bare_pi_docker().args(["allow", "--remove", ".npmjs.org"]).run()?.expect(0)?;
-    wait_until("the tunnel is cut", SOON, || Ok(held.sh("cat /tmp/kept.log")?.ends_with("cut\n").then_some(())))?;
-    wait_until("squid is back", SOON, || Ok((held.curl("https://api.github.com/user")? == 401).then_some(())))?;
-    assert_eq!(held.curl("https://kept.npmjs.org/")?, 0);
-    Ok(())
-}
-
-/// A server of the user's own that speaks as Ollama does, and says for every request whether it came.
-fn ollama() -> Result<(u16, std::sync::mpsc::Receiver<String>)> {
-    let listener = TcpListener::bind("0.0.0.0:0")?;
-    let port = listener.local_addr()?.port();
-    let (sender, asked) = std::sync::mpsc::channel();
-    thread::spawn(move || {
-        for mut stream in listener.incoming().flatten() {
-            let mut head = Vec::new();
-            let mut byte = [0];
-            while !head.ends_with(b"\r\n\r\n") && stream.read(&mut byte).is_ok_and(|read| read == 1) {
-                head.push(byte[0]);
-            }
-            let head = String::from_utf8_lossy(&head).into_owned();
-            let line = head.lines().next().unwrap_or_default().to_owned();
-            let body = match line.split(' ').nth(1).unwrap_or_default() {
-                "/api/version" => json!({ "version": "0.9.0" }),
-                "/api/tags" => json!({ "models": [{ "name": "small:1b" }] }),
-                "/v1/models" => json!({ "object": "list", "data": [{ "id": "small:1b" }] }),
-                _ => json!({ "done": true }),
-            };
-            let _ = sender.send(line);
-            let body = body.to_string();
-            let head = format!(
-                "HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: {}\r\nConnection: close\r\n\r\n",
-                body.len()
-            );
-            let _ = stream.write_all((head + &body).as_bytes());
-        }
-    });
-    Ok((port, asked))
-}
-
-/// What has the server fetch from anywhere, make or delete models, or run one of another host's.
-const OLLAMA: &[(&str, &str)] = &[
-    ("POST", "/api/pull"),
-    ("POST", "/api/push"),
-    ("POST", "/api/create"),
-    ("DELETE", "/api/delete"),
-    ("POST", "/api/copy"),
-    ("POST", "/api/generate"),
-    ("GET", "/api/tags"),
-    ("POST", "/v1/models"),
-    ("GET", "/v1/chat/completions"),
-    ("POST", "/v1/../api/pull"),
-    ("POST", "/v1/%2e%2e/api/pull"),
-    ("POST", "//api/pull"),
-    ("POST", "/api/pull?/v1/completions"),
-    ("POST", "/api/pull#/v1/completions"),
-    ("POST", "/v1/completions/../../api/pull"),
-    ("POST", "/v1/completions%0a/api/pull"),
-];
-
-fn ask_ollama(held: &Held, method: &str, path: &str) -> Result<u16> {
-    let body = if method == "POST" { "-d '{}'" } else { "" };
-    held.curl(&format!("--noproxy '*' --path-as-is -X {method} {body} 'http://proxy:11434{path}'"))
-}
-
-/// A session that is connected to the server, whose squid-local.conf was changed.
-fn with_ollama(change: Option<(&str, &str)>) -> Result<(Held, std::sync::mpsc::Receiver<String>)> {
-    let (port, asked) = ollama()?;
-    let world = World::new("tools")?;
-    let gateway = network("bridge")?["IPAM"]["Config"][0]["Gateway"].as_str().context("no gateway")?.to_owned();
-    let host = format!("{gateway}:{port}");
-    world.bare_pi_docker().args(["models", "ollama", "enable", "--host", &host]).run()?.expect(0)?;
-    // The proxy's way to the host's own bridge is the world's internet here, which leads nowhere else: the port at its own gateway.
-    let conf = world.install_dir().join("squid-local.conf");
-    let near = first_of(&network(world.internet.network())?["IPAM"]["Config"][0])?;
-    let mut text =
-        std::fs::read_to_string(&conf)?.replace(&format!("cache_peer {gateway} "), &format!("cache_peer {near} "));
-    if let Some((old, new)) = change {
-        assert!(text.contains(old), "{text}");
-        text = text.replace(old, new);
-    }
-    std::fs::write(&conf, text)?;
-    let held = Held::within(world)?;
-    while asked.try_recv().is_ok() {}
-    Ok((held, asked))
-}
-
-fn first_of(network: &Value) -> Result<String> {
-    let subnet = network["Subnet"].as_str().context("a network without a subnet")?;
-    let address: std::net::Ipv4Addr = subnet.split('/').next().unwrap_or_default().parse()?;
-    Ok(std::net::Ipv4Addr::from(u32::from(address) + 1).to_string())
-}
-
-#[test]
-fn a_local_model_server_can_be_used_and_neither_fetch_nor_be_changed() -> Result<()> {
-    let (held, asked) = with_ollama(None)?;
-    assert_eq!(ask_ollama(&held, "POST", "/v1/chat/completions")?, 200);
-    assert_eq!(asked.recv_timeout(SOON)?, "POST /v1/chat/completions HTTP/1.1");
-    for (method, path) in OLLAMA {
-        let status = ask_ollama(&held, method, path)?;
-        assert!([0, 400, 403].contains(&status), "{method} {path}: {status}");
-    }
-    // Nor as a way to somewhere else, nor by a tunnel.
-    assert!([0, 400, 403].contains(&held.curl("-x http://proxy:11434 https://api.github.com/user")?));
-    assert!([0, 400, 403, 404].contains(&held.curl("-x http://proxy:11434 http://github.com/api/pull")?));
-    let more: Vec<String> = asked.try_iter().collect();
-    assert_eq!(more, Vec::<String>::new());
-    Ok(())
-}
-
-/// N15: names with what a log, a terminal or a person could take for something else.
-fn forge(held: &Held) -> Result<Vec<u16>> {
-    let forged = "x.example 200 TCP_DENIED - 0 1 - forged.example:443";
-    let attempts: &[(&str, &str)] = &[
-        ("CONNECT a|b\"c'.forgery.example:443 HTTP/1.1\r\n\r\n", "x"),
-        ("CONNECT \u{1b}[2J\u{1b}]52;c;eA==\u{7}.forgery.example:443 HTTP/1.1\r\n\r\n", "x"),
-        ("CONNECT x%0a1795465081.058%20.forgery.example:443 HTTP/1.1\r\n\r\n", "x"),
-        ("CONNECT \u{9b}31m.forgery.example:443 HTTP/1.1\r\n\r\n", "x"),
-        ("CONNECT github.com:443 HTTP/1.1\r\n\r\n", forged),
-        (
-            "CONNECT github.com:443 HTTP/1.1\r\n\r\n",
-            "x\n1795465081.058 10.0.0.3 CONNECT 200 TCP_DENIED - 0 1 - forged.example:443",
-        ),
-        ("CONNECT plain.forgery.example:443 HTTP/1.1\r\n\r\n", "x"),
-    ];
-    tunnels(held, attempts)
-}
-
-#[test]
-fn nobody_can_forge_a_line_of_the_log_or_steer_the_terminal_that_shows_it() -> Result<()> {
-    let held = Held::shared()?;
-    forge(&held)?;
-    held.squid_says("the last one", |line| line.contains("TCP_DENIED") && line.ends_with("plain.forgery.example:443"))?;
-    let denied = held.world.bare_pi_docker().arg("denied").run()?.expect(0)?.stdout;
-    assert!(denied.lines().any(|line| line.starts_with("plain.forgery.example ")), "{denied}");
-    assert!(!denied.lines().any(|line| line.starts_with("forged.example")), "{denied}");
-    assert!(!denied.chars().any(|c| c.is_control() && c != '\n'), "{denied:?}");
-    for line in held.session.squid_log()? {
-        assert!(!line.starts_with("1795465081"), "{line}");
-        assert!(line.chars().all(|c| c.is_ascii_graphic() || c == ' '), "{line:?}");
-    }
-    Ok(())
-}
-
-#[test]
-fn squid_is_nobody_in_particular_keeps_nothing_and_is_small() -> Result<()> {
-    let held = Held::shared()?;
-    assert_eq!(held.curl("https://api.github.com/user")?, 401);
-    let proxy = inspect(&held.session.proxy)?;
-    let pid = proxy["State"]["Pid"].as_u64().context("no process")?;
-    let status = std::fs::read_to_string(format!("/proc/{pid}/status"))?;
-    let field =
-        |name: &str| status.lines().find_map(|line| line.strip_prefix(name)).unwrap_or_default().trim().to_owned();
-    assert_eq!(field("Uid:"), "13\t13\t13\t13", "{status}");
-    for set in ["CapInh:", "CapPrm:", "CapEff:", "CapBnd:", "CapAmb:"] {
-        assert_eq!(field(set), "0000000000000000", "{set}");
-    }
-    assert_eq!(field("NoNewPrivs:"), "1");
-    let memory: u64 = field("VmRSS:").trim_end_matches(" kB").trim().parse()?;
-    assert!(memory < 64 << 10, "{memory} KiB");
-    assert_eq!(proxy["HostConfig"]["ReadonlyRootfs"], true);
-    assert!(!try_docker(["exec", &held.session.proxy, "touch", "/var/spool/squid/x"])?.0);
-    assert!(!try_docker(["exec", &held.session.proxy, "touch", "/etc/squid/session/allow.txt"])?.0);
-    assert!(try_docker(["exec", &held.session.proxy, "touch", "/dev/shm/x"])?.0, "touch itself works");
-    Ok(())
-}
-
 // That the tests above can fail: each wall is taken away, and the same attempt succeeds.
 
 #[test]
@@ -445,9 +138,9 @@ fn with_reverse_lookups_an_address_is_a_way_out() -> Result<()> {
         ("squid.conf", "acl allowed dstdomain -n", "acl allowed dstdomain"),
         ("squid.conf", "http_access deny ip_literal\n", ""),
     ])?;
-    tunnels(&held, &[("CONNECT 192.88.99.250:443 HTTP/1.1\r\n\r\n", "api.github.com")])?;
+    held.tunnels(&[("CONNECT 192.88.99.250:443 HTTP/1.1\r\n\r\n", "api.github.com")])?;
     held.squid_says("an answer", |line| line.contains(NOBODY) && !line.contains("TCP_DENIED"))?;
-    assert!(!strays_of(&held.world, "250.99.88.192.in-addr.arpa")?.is_empty());
+    assert!(!held.strays_of("250.99.88.192.in-addr.arpa")?.is_empty());
     Ok(())
 }
 
@@ -501,58 +194,6 @@ fn with_the_engines_own_capabilities_raw_sockets_can_be_had() -> Result<()> {
 
 #[test]
 #[ignore = "long: a session without the wall"]
-fn without_the_list_the_tricks_are_not_even_needed() -> Result<()> {
-    let held = Held::altered(&[
-        ("squid.conf", "http_access deny !allowed\n", ""),
-        ("squid.conf", "http_access allow allowed\n", "http_access allow CONNECT\n"),
-    ])?;
-    play(&held, TRICKS, "trick.example")?;
-    assert!(strays_of(&held.world, "trick")?.iter().any(|stray| stray.starts_with("DNS")));
-    Ok(())
-}
-
-#[test]
-#[ignore = "long: a session without the wall"]
-fn without_the_refusal_squid_shows_itself_and_fetches() -> Result<()> {
-    let held = Held::altered(&[(
-        "squid.conf",
-        "http_access deny manager\nhttp_access deny !CONNECT\n",
-        "http_access allow manager\n",
-    )])?;
-    let said = play(&held, MANAGER, "github.com")?;
-    assert!(said[..4].contains(&200), "{said:?}");
-    // It trusts the world's authority as little as it should, so a page it does not get; what counts is that it tried.
-    held.squid_says("that it tried", |line| {
-        line.contains("TCP_MISS") && line.ends_with("https://github.com/by-squid")
-    })?;
-    Ok(())
-}
-
-#[test]
-#[ignore = "long: a session without the wall"]
-fn without_the_path_filter_a_local_model_server_fetches() -> Result<()> {
-    let (held, asked) = with_ollama(Some((
-        "http_access allow ollama_port ollama_post ollama_inference",
-        "http_access allow ollama_port",
-    )))?;
-    assert_eq!(ask_ollama(&held, "POST", "/api/pull")?, 200);
-    assert_eq!(asked.recv_timeout(SOON)?, "POST /api/pull HTTP/1.1");
-    Ok(())
-}
-
-#[test]
-#[ignore = "long: a session without the wall"]
-fn with_unescaped_fields_a_line_of_the_log_can_be_forged() -> Result<()> {
-    let held = Held::altered(&[("squid.conf", "%#ssl::>sni %#ru", "%'ssl::>sni %'ru")])?;
-    forge(&held)?;
-    held.squid_says("the last one", |line| line.ends_with("plain.forgery.example:443"))?;
-    let log = held.session.squid_log()?.join("\n");
-    assert!(log.contains(" forged.example:443"), "{log}");
-    Ok(())
-}
-
-#[test]
-#[ignore = "long: a session without the wall"]
 fn where_outside_names_are_answered_pi_does_not_start() -> Result<()> {
     // The agent on a network on which the host has no address, but the world's name server has.
     let world = altered("tools", &[("docker-compose.yml", "networks: [pi-net]\n", "networks: [pi-net, names]\n")])?;
@@ -573,6 +214,7 @@ fn where_outside_names_are_answered_pi_does_not_start() -> Result<()> {
     let ran = ran?;
     assert_ne!(ran.code(), 0);
     assert!(ran.stderr.contains("can reach an outside name by DNS"), "{}", ran.stderr);
-    assert!(strays_of(&world, "DNS")?.iter().any(|stray| stray.ends_with("example.com")));
+    let mut strays = world.internet.strays()?.into_iter();
+    assert!(strays.any(|stray| stray.method == "DNS" && stray.host.ends_with("example.com")));
     Ok(())
 }

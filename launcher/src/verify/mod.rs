@@ -4,6 +4,7 @@
 //! refusal proves nothing, and is not counted.
 
 mod attacks;
+mod container;
 
 use std::time::Instant;
 
