@@ -223,8 +223,8 @@ fn a_subagents_name_is_a_word_and_its_instructions_are_nobody_elses_to_read() ->
     Ok(())
 }
 
-/// S10: a folder and a branch that would write the clipboard and colour the terminal of whoever reads their names.
-const FOLDER: &str = "app\u{1b}]52;c;eA==\u{7}\u{9b}31m";
+/// S10: a folder and a branch that would write the clipboard, colour the terminal and turn the line round for whoever reads their names.
+const FOLDER: &str = "app\u{1b}]52;c;eA==\u{7}\u{9b}31m\u{202e}";
 const BRANCH: &str = "branch\u{9b}31m";
 
 #[test]
@@ -239,8 +239,8 @@ fn names_that_would_steer_the_terminal_are_shown_without_what_does_it() -> Resul
     for args in [&["--dry-run"][..], &["-p", "hello"]] {
         let ran = world.pi_docker().within(&root).args(args).run()?.expect(0)?;
         let shown = ran.stderr + &ran.stdout;
-        assert!(shown.contains("app?]52;c;eA==??31m") && shown.contains("branch?31m"), "{shown:?}");
-        assert!(!shown.chars().any(|c| c.is_control() && c != '\n'), "{shown:?}");
+        assert!(shown.contains("app?]52;c;eA==??31m?") && shown.contains("branch?31m"), "{shown:?}");
+        assert!(!shown.chars().any(|c| c == '\u{202e}' || c.is_control() && c != '\n'), "{shown:?}");
     }
     Ok(())
 }

@@ -21,6 +21,8 @@ pub(crate) struct Control {
 }
 
 const LOG_LIMIT: usize = 1 << 20;
+/// Of these, what the agent's side cannot take from PID 1.
+const OWN_SHARE: usize = 1 << 16;
 const LINE_LIMIT: usize = 1000;
 /// One datagram, one line. It is the agent's user's to write to, and to remove.
 const MAILBOX: &str = "/home/pi/.config/pi-docker/log";
@@ -42,7 +44,14 @@ impl Control {
         // Bounded, or a fast writer would keep PID 1 from everything else.
         for _ in 0..100 {
             let Ok(length) = mailbox.recv(&mut line) else { return };
-            self.append(&format!("pi-subagent: {}", String::from_utf8_lossy(&line[..length])));
+            self.take(&line[..length]);
+        }
+    }
+
+    /// Writes what the agent's side says, as long as there is room for more than what PID 1 has to say.
+    fn take(&self, line: &[u8]) {
+        if self.left.get() > OWN_SHARE {
+            self.append(&format!("pi-subagent: {}", String::from_utf8_lossy(line)));
         }
     }
 
@@ -141,5 +150,23 @@ impl Heartbeat {
             }
         }
         self.silent >= self.limit
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn whoever_fills_the_log_leaves_room_for_what_pid_1_has_to_say() {
+        let dir = tempfile::tempdir().expect("a folder");
+        let control = Control::new(Some(Place::directory(dir.path().to_str().expect("text")).expect("a folder")));
+        for _ in 0..2 * LOG_LIMIT / LINE_LIMIT {
+            control.take(&[b'x'; LINE_LIMIT]);
+        }
+        control.log("the end");
+        let log = std::fs::read_to_string(dir.path().join("log")).expect("a log");
+        assert!(log.ends_with("pi-entrypoint: the end\n") && log.lines().count() > 900);
+        assert!(log.len() < LOG_LIMIT - OWN_SHARE + 3 * LINE_LIMIT, "{}", log.len());
     }
 }

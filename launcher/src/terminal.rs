@@ -9,6 +9,7 @@ use std::os::unix::fs::MetadataExt;
 use anyhow::{Result, anyhow};
 
 use crate::error::{Hinted, hinted};
+use crate::git::report::is_hidden;
 
 #[derive(Clone)]
 pub(crate) struct Terminal {
@@ -120,10 +121,10 @@ pub(crate) fn print_error(program: &str, error: &anyhow::Error) {
     }
 }
 
-/// The text without what could steer a terminal.
+/// The text without what could steer a terminal, or have it show something else.
 pub(crate) fn printable(text: &str) -> Cow<'_, str> {
-    if text.chars().any(|c| c.is_control()) {
-        Cow::Owned(text.chars().map(|c| if c.is_control() { '?' } else { c }).collect())
+    if text.chars().any(is_hidden) {
+        Cow::Owned(text.chars().map(|c| if is_hidden(c) { '?' } else { c }).collect())
     } else {
         Cow::Borrowed(text)
     }
@@ -137,5 +138,13 @@ mod tests {
     fn control_characters_never_reach_the_terminal() {
         assert_eq!(printable("a\x1b]52;c;x\x07b\u{9b}c\n"), "a?]52;c;x?b?c?");
         assert_eq!(printable("größe"), "größe");
+    }
+
+    #[test]
+    fn a_name_is_shown_as_it_is_spelt() {
+        // Shown as `READMEtxt.sh` and the like, where it is not.
+        for hidden in ['\u{202e}', '\u{2066}', '\u{200b}', '\u{61c}', '\u{2060}', '\u{feff}'] {
+            assert_eq!(printable(&format!("README{hidden}hs.txt")), "README?hs.txt");
+        }
     }
 }

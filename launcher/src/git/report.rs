@@ -133,9 +133,13 @@ fn abbreviated(oid: &str) -> &str {
 
 /// A text from outside without what a terminal would obey or would not show.
 pub(crate) fn printable(text: &str) -> String {
-    let invisible =
-        |c: char| matches!(c, '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}' | '\u{feff}');
-    text.chars().map(|c| if c.is_control() || invisible(c) { '?' } else { c }).take(2000).collect()
+    text.chars().map(|c| if is_hidden(c) { '?' } else { c }).take(2000).collect()
+}
+
+/// What a terminal obeys, does not show, or shows the rest of a line in another order for.
+pub(crate) fn is_hidden(c: char) -> bool {
+    c.is_control()
+        || matches!(c, '\u{61c}' | '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{206f}' | '\u{feff}')
 }
 
 #[cfg(test)]
