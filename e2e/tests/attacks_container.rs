@@ -80,6 +80,31 @@ fn there_is_no_way_to_more_rights_in_the_container() -> Result<()> {
     Ok(())
 }
 
+/// The end of a session, and what it wipes, wait for PID 1: it has the user's effective id, which is what most of these ask for.
+#[test]
+fn nobody_in_the_container_slows_pid_1_down_or_stops_it() -> Result<()> {
+    let held = Held::shared()?;
+    for way in [
+        "renice -n 19 -p",
+        "chrt --idle -p 0",
+        "taskset -p 1",
+        "prlimit --nofile=3 --pid",
+        "ionice -c 3 -p",
+        "kill -STOP",
+        "kill -TERM",
+    ] {
+        let own = held.session.sh(&format!("sleep 60 & {way} $!; done=$?; kill -KILL $!; exit $done"))?;
+        assert!(own.0, "{way}: {}", own.1);
+        let (done, said) = held.session.sh(&format!("{way} 1"))?;
+        assert!(!done && said.to_lowercase().contains("not permitted"), "{way}: {said}");
+    }
+    for file in ["oom_score_adj", "mem", "fd", "environ", "cwd/."] {
+        assert!(!held.can(&format!("ls -l /proc/1/{file} >/dev/null && echo 0 >/proc/1/{file}"))?, "{file}");
+    }
+    assert_eq!(held.curl("https://api.github.com/user")?, 401, "the session goes on");
+    Ok(())
+}
+
 #[test]
 fn the_images_have_no_program_that_raises_rights_and_nothing_that_anybody_may_write() -> Result<()> {
     let held = Held::shared()?;
