@@ -3,6 +3,7 @@
 
 use serde_json::{Value, json};
 
+use crate::git::report::is_hidden;
 use crate::plan::{Mount, Network, Plan};
 
 /// Stands for a YAML tag that takes away what docker-compose.yml has there; JSON has none.
@@ -55,12 +56,13 @@ pub(crate) fn render(plan: &Plan) -> String {
     printable(&format!("{overlay:#}")).replace(&format!(": \"{RESET}\""), ": !reset null")
 }
 
-/// JSON leaves the upper control characters as they are; YAML, which docker compose reads, refuses them, and a terminal obeys them.
+/// JSON leaves the upper control characters as they are, and those that turn a line round; YAML, which docker compose reads, refuses the
+/// former, and a terminal obeys them.
 fn printable(json: &str) -> String {
     let mut text = String::with_capacity(json.len());
     for c in json.chars() {
         match c {
-            '\u{7f}'..='\u{9f}' => text += &format!("\\u{:04x}", u32::from(c)),
+            '\u{7f}'.. if is_hidden(c) => text += &format!("\\u{:04x}", u32::from(c)),
             _ => text.push(c),
         }
     }
