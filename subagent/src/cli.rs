@@ -22,6 +22,7 @@ pub(crate) enum Command {
     Resume(Box<ResumeArgs>),
     /// Commit, push and open the pull request of a task, without calling a model
     Finish {
+        /// The task's name, as `list` shows it
         task: String,
         /// Whether to open a pull request
         #[arg(long)]
@@ -31,9 +32,13 @@ pub(crate) enum Command {
         json: bool,
     },
     /// End a running task; its work is kept
-    Cancel { task: String },
+    Cancel {
+        /// The task's name, as `list` shows it
+        task: String,
+    },
     /// Wait for a task to end and repeat its result
     Wait {
+        /// The task's name, as `list` shows it
         task: String,
         /// The result as JSON
         #[arg(long)]
@@ -41,6 +46,7 @@ pub(crate) enum Command {
     },
     /// What a task has said so far
     Logs {
+        /// The task's name, as `list` shows it
         task: String,
         /// Go on until it ends
         #[arg(short, long)]
@@ -51,6 +57,7 @@ pub(crate) enum Command {
     },
     /// Everything known about one task
     Show {
+        /// The task's name, as `list` shows it
         task: String,
         /// One JSON object
         #[arg(long)]
@@ -99,6 +106,7 @@ pub(crate) struct SpawnArgs {
     /// The branch to start from and to open the pull request against [default: the current one]
     #[arg(long, value_name = "BRANCH")]
     pub(crate) base: Option<String>,
+    /// If there is a task of this name: fail, go on with it, or take the name with a number [default: fail]
     #[arg(long, value_name = "WHAT")]
     pub(crate) if_exists: Option<IfExists>,
     #[command(flatten)]
@@ -125,6 +133,7 @@ pub(crate) struct SpawnArgs {
 
 #[derive(Debug, Args)]
 pub(crate) struct ResumeArgs {
+    /// The task's name, as `list` shows it
     pub(crate) task: String,
     /// What to do differently; '-' is standard input
     #[arg(long, value_name = "FILE")]
@@ -145,13 +154,16 @@ pub(crate) struct ResumeArgs {
 /// How pi is run.
 #[derive(Debug, Args)]
 pub(crate) struct RunArgs {
+    /// The model [default: pi's own]
     #[arg(long, value_name = "PROVIDER/ID")]
     pub(crate) model: Option<String>,
+    /// How long it thinks: off, minimal, low, medium, high or xhigh [default: pi's own]
     #[arg(long, value_name = "LEVEL")]
     pub(crate) thinking: Option<String>,
-    /// The only tools it has
+    /// The only tools it has, separated by commas
     #[arg(long, value_name = "LIST")]
     pub(crate) tools: Option<String>,
+    /// Tools it does not have
     #[arg(long, value_name = "LIST")]
     pub(crate) exclude_tools: Option<String>,
     /// Let pi load what the repository's own .pi folder holds
@@ -166,10 +178,13 @@ pub(crate) struct RunArgs {
     /// For one call of a tool [default: 15m]
     #[arg(long, value_name = "TIME", value_parser = seconds)]
     pub(crate) tool_timeout: Option<u64>,
-    #[arg(long, value_name = "USD")]
+    /// Stop when it has cost so much; 0 is no limit
+    #[arg(long, value_name = "USD", value_parser = dollars)]
     pub(crate) max_cost: Option<f64>,
+    /// Stop when so many tokens are used; 0 is no limit
     #[arg(long, value_name = "N")]
     pub(crate) max_tokens: Option<u64>,
+    /// Stop after so many answers of the model; 0 is no limit
     #[arg(long, value_name = "N")]
     pub(crate) max_turns: Option<u64>,
 }
@@ -198,11 +213,39 @@ pub(crate) struct CleanupArgs {
 
 fn seconds(text: &str) -> Result<u64, String> {
     let digits = text.trim_end_matches(|c: char| c.is_ascii_alphabetic());
-    let number: u64 = digits.parse().map_err(|_| format!("'{text}' is not a time such as 90s, 30m or 2h"))?;
-    match &text[digits.len()..] {
-        "" | "s" => Ok(number),
-        "m" => Ok(number * 60),
-        "h" => Ok(number * 3600),
-        unit => Err(format!("'{unit}' is not a unit of time: use s, m or h")),
+    let unknown = || format!("'{text}' is not a time such as 90s, 30m or 2h");
+    let number: u64 = digits.parse().map_err(|_| unknown())?;
+    let unit = match &text[digits.len()..] {
+        "" | "s" => 1,
+        "m" => 60,
+        "h" => 3600,
+        unit => return Err(format!("'{unit}' is not a unit of time: use s, m or h")),
+    };
+    number.checked_mul(unit).ok_or_else(unknown)
+}
+
+fn dollars(text: &str) -> Result<f64, String> {
+    check_cost(text.parse().map_err(|_| format!("'{text}' is not a number of dollars such as 0.5"))?)
+}
+
+/// A limit that no cost could ever reach must not be taken for one.
+pub(crate) fn check_cost(cost: f64) -> Result<f64, String> {
+    if cost.is_finite() && cost >= 0.0 { Ok(cost) } else { Err(format!("{cost} is no limit of a cost")) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_limit_that_would_be_none_is_refused() {
+        assert_eq!((seconds("90"), seconds("30m"), seconds("2h")), (Ok(90), Ok(1800), Ok(7200)));
+        for time in ["9999999999999999h", "5y", "-1", "", "h"] {
+            assert!(seconds(time).is_err(), "{time}");
+        }
+        assert_eq!((dollars("0"), dollars("0.5")), (Ok(0.0), Ok(0.5)));
+        for cost in ["NaN", "inf", "-1", "much"] {
+            assert!(dollars(cost).is_err(), "{cost}");
+        }
     }
 }

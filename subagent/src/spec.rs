@@ -4,7 +4,7 @@ use std::fs;
 use std::io::Read;
 use std::path::Path;
 
-use crate::cli::{ResumeArgs, RunArgs, SpawnArgs};
+use crate::cli::{ResumeArgs, RunArgs, SpawnArgs, check_cost};
 use crate::failure::{Code, Failure, OrFail, Result};
 use crate::task::Spec;
 
@@ -16,7 +16,8 @@ pub(crate) fn read(args: SpawnArgs) -> Result<Spec> {
     let mut spec = match &args.spec {
         Some(path) => {
             let text = text_of(path)?;
-            serde_json::from_str(&text).or_fail(Code::Usage, || "cannot understand the specification".into())?
+            let what = || format!("cannot understand the specification in '{}'", path.display());
+            serde_json::from_str(&text).or_fail(Code::Usage, what)?
         }
         None => Spec::default(),
     };
@@ -42,6 +43,9 @@ pub(crate) fn read(args: SpawnArgs) -> Result<Spec> {
     spec.allow_empty |= args.allow_empty;
     if spec.task.is_empty() {
         return Err(Failure::new(Code::Usage, "cannot start a subagent without a name").hint("give one with --task"));
+    }
+    if let Some(cost) = spec.max_cost {
+        check_cost(cost).or_fail(Code::Usage, || "cannot understand the specification".into())?;
     }
     Ok(spec)
 }
@@ -78,11 +82,14 @@ fn text_of(path: &Path) -> Result<String> {
     let mut text = String::new();
     let what = || format!("cannot read '{}'", path.display());
     if path.as_os_str() == "-" {
-        std::io::stdin().lock().take(LARGEST).read_to_string(&mut text).or_fail(Code::Usage, what)?;
+        std::io::stdin().lock().take(LARGEST + 1).read_to_string(&mut text).or_fail(Code::Usage, what)?;
     } else {
         fs::File::open(path)
-            .and_then(|file| file.take(LARGEST).read_to_string(&mut text))
+            .and_then(|file| file.take(LARGEST + 1).read_to_string(&mut text))
             .or_fail(Code::Usage, what)?;
+    }
+    if text.len() as u64 > LARGEST {
+        return Err(Failure::new(Code::Usage, format!("{}: it is larger than {} MB", what(), LARGEST >> 20)));
     }
     Ok(text)
 }

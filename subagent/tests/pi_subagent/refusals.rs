@@ -147,7 +147,13 @@ fn names_and_specifications_that_make_no_sense_are_refused() {
         let ran = lab.run(&["spawn", "--json", "--task", name, "--instructions-file", "/etc/hostname"]);
         assert_eq!(ran.code, 2, "{name:?} {ran:?}");
     }
-    for spec in ["{", "[]", r#"{"task":"x","instructions":"y","color":"red"}"#, r#"{"task":"x"}"#] {
+    for spec in [
+        "{",
+        "[]",
+        r#"{"task":"x","instructions":"y","color":"red"}"#,
+        r#"{"task":"x"}"#,
+        r#"{"task":"x","instructions":"y","maxCost":-1}"#,
+    ] {
         std::fs::write(lab.root.join("spec"), spec).unwrap();
         let ran = lab.run(&["spawn", "--json", "--spec", lab.root.join("spec").to_str().unwrap()]);
         assert_eq!(ran.code, 2, "{spec} {ran:?}");
