@@ -38,10 +38,10 @@ impl Worktree {
 
     /// Gives a worktree its administration back if that was lost; its files stay as they are.
     pub(crate) async fn repair(&self, workspace: &Workspace, task: &TaskName, start: Oid) -> Result<()> {
+        self.clear_stale_locks();
         if self.admin.join("HEAD").exists() {
             return Ok(());
         }
-        self.clear_stale_locks();
         make_branch(&workspace.shared()?, task, start)?;
         self.administer(workspace, task)?;
         self.git().run(&["reset", "--quiet"]).await.map(|_| ()).map_err(|failure| failure.code(Code::Setup))

@@ -129,3 +129,20 @@ fn a_task_that_does_not_exist_is_named_with_those_that_do_and_nothing_is_touched
     }
     assert_eq!(cleanup(&lab, &["x"]).code, 0);
 }
+
+#[test]
+fn cleanup_of_all_keeps_what_has_no_pull_request_yet_and_by_name_it_goes() {
+    let lab = Lab::new();
+    lab.script("x", "commit a a a; say done; settle");
+    // Pushed, and cut off before the pull request.
+    lab.spawn("x", &["--pr", "none"]).result();
+    let path = lab.workspace.join(".git/pi-subagent/tasks/x/state.json");
+    let mut state: Value = serde_json::from_slice(&std::fs::read(&path).unwrap()).unwrap();
+    state["outcome"] = "partial".into();
+    state["spec"]["pr"] = "auto".into();
+    std::fs::write(&path, state.to_string()).unwrap();
+    let answer = cleanup(&lab, &["--all"]).json();
+    let reason = fate(&answer, "x")["reasons"][0].as_str().unwrap_or_default().to_owned();
+    assert!(reason.contains("pull request is not open yet") && lab.worktree("x").exists(), "{answer}");
+    assert_eq!((cleanup(&lab, &["x"]).code, lab.worktree("x").exists()), (0, false));
+}

@@ -152,8 +152,14 @@ fn a_lock_that_a_killed_runner_left_is_in_nobodys_way() {
     };
     plant();
     assert_eq!(lab.spawn("x", &[]).code, 0);
+    // Killed while it, or the agent's own git, wrote to the worktree.
     plant();
+    for name in ["index.lock", "HEAD.lock"] {
+        std::fs::write(lab.workspace.join(".git/worktrees/x").join(name), "").unwrap();
+    }
+    lab.script("x", "commit b b b; say done; settle");
     assert_eq!(lab.run(&["resume", "x"]).code, 0);
+    assert_eq!(lab.sh("git log --format=%s -1 subagent/x"), "b");
     plant();
     let ran = lab.run(&["cleanup", "x"]);
     assert_eq!((ran.code, lock.exists()), (0, false), "{ran:?}");
