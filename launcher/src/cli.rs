@@ -75,6 +75,7 @@ pub(crate) enum Command {
         provider: Option<String>,
     },
     /// Use models of an Ollama server of yours; `pi-docker-models` is the same
+    #[command(after_help = help::MODELS)]
     Models {
         #[command(subcommand)]
         what: ModelsCommand,
@@ -114,12 +115,14 @@ pub(crate) enum Command {
         follow: bool,
     },
     /// Show what the last session of the repository you are in did that matters on this machine
+    #[command(after_help = help::REPORT)]
     Report {
         /// Print JSON
         #[arg(long)]
         json: bool,
     },
     /// Attack a session's container from inside, on this engine, and say of each wall whether it holds
+    #[command(after_help = help::VERIFY)]
     Verify {
         /// Print JSON
         #[arg(long)]

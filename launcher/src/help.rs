@@ -27,6 +27,13 @@ Examples:
 
 Exit status: that of pi. What has arrived is said at the end.";
 
+pub(crate) const MODELS: &str = "\
+Examples:
+  pi-docker models ollama enable    connect the server on this machine
+  pi-docker models status           which server is connected, and what it offers
+
+`pi-docker models ollama --help` has more.";
+
 pub(crate) const OLLAMA: &str = "\
 pi reaches the server through the session's proxy, which lets inference through and nothing else: a session can neither pull nor \
 create nor delete a model. The connection is kept in docker-compose.override.yml, squid-local.conf and models.json in pi-docker's \
@@ -93,6 +100,26 @@ proxy`, with the project's name; README.md has the whole command.
 Examples:
   pi-docker logs
   pi-docker logs -f          until the session ends or Ctrl-C";
+
+pub(crate) const REPORT: &str = "\
+It names the files that changed and that tools on this machine run by themselves, files that have a second name outside of the \
+repository, the hosts that were reached or refused, with bytes, and the commits. Read them before you run what the agent wrote.
+
+Examples:
+  pi-docker report
+  pi-docker report --json | jq
+
+Exit status: 1 if no session of this repository has ended yet.";
+
+pub(crate) const VERIFY: &str = "\
+It starts a session that has no repository, no login and no token, tries the attacks of docs/security.md in it, and takes it away \
+again; that takes about ten seconds. What was not tried says why.
+
+Examples:
+  pi-docker verify
+  pi-docker verify --json | jq
+
+Exit status: 1 if an attack succeeded, or the session did not start.";
 
 pub(crate) const FETCH: &str = "\
 The agent commits into a git directory of its own, and its commits come into yours at the end of a session. This brings over what is \

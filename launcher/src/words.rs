@@ -56,12 +56,21 @@ fn parse_words(words: Vec<OsString>) -> Result<Invocation, clap::Error> {
     })
 }
 
-/// `-h` and `help`, alone, are ours, and so is `help COMMAND`; the inner value is the command.
-fn asks_for_help<'a>(table: &'a clap::Command, rest: &[OsString]) -> Option<Option<&'a str>> {
+/// `-h` and `help`, alone, are ours, and so is `help COMMAND`, with the command's own commands; the value is the command, word by word.
+fn asks_for_help<'a>(table: &'a clap::Command, rest: &[OsString]) -> Option<Vec<&'a str>> {
     let words: Vec<&str> = rest.iter().map(|word| word.to_str()).collect::<Option<_>>()?;
     match words[..] {
-        ["-h" | "help"] => Some(None),
-        ["help", name] => table.get_subcommands().map(clap::Command::get_name).find(|known| *known == name).map(Some),
+        ["-h"] => Some(Vec::new()),
+        ["help", ref names @ ..] => {
+            let mut command = table;
+            names
+                .iter()
+                .map(|name| {
+                    command = command.find_subcommand(name)?;
+                    Some(command.get_name())
+                })
+                .collect()
+        }
         _ => None,
     }
 }
@@ -255,6 +264,17 @@ mod tests {
             let error = parse_words(words.iter().map(OsString::from).collect()).unwrap_err();
             assert_eq!(error.kind(), clap::error::ErrorKind::DisplayHelp, "{words:?}");
             assert_eq!(error.to_string().contains("HOST"), words.contains(&"allow"), "{words:?}");
+        }
+        let error = parse_words(["help", "models", "ollama"].map(OsString::from).to_vec()).unwrap_err();
+        assert!(error.to_string().contains("pi-docker models ollama <COMMAND>"), "{error}");
+        assert_eq!(session(&["help", "models", "fit"]).1, ["help", "models", "fit"]);
+    }
+
+    #[test]
+    fn the_help_of_every_command_has_an_example() {
+        for command in Cli::command().get_subcommands() {
+            let error = parse_words(["help", command.get_name()].map(OsString::from).to_vec()).unwrap_err();
+            assert!(error.to_string().contains("\nExamples:\n"), "{}", command.get_name());
         }
     }
 
