@@ -219,7 +219,8 @@ fn subagents(docker: &Docker, record: &Record) -> Option<Value> {
 pub(crate) fn logs(config: &Config, follow: bool) -> Result<u8> {
     let scene = Scene::new(config, false)?;
     let mut files: Vec<PathBuf> = scene.running()?.into_iter().map(|(_, run)| run.join("control/log")).collect();
-    if files.is_empty() {
+    let runs = !files.is_empty();
+    if !runs {
         if follow {
             return Err(scene.none());
         }
@@ -236,7 +237,7 @@ pub(crate) fn logs(config: &Config, follow: bool) -> Result<u8> {
             }
         }
         if !follow && read.iter().all(|at| *at == 0) {
-            scene.terminal.say(if any { "nothing was said" } else { "no session has been here yet" });
+            scene.terminal.say(if any || runs { "nothing was said" } else { "no session has been here yet" });
         }
         if !follow || !any {
             return Ok(0);

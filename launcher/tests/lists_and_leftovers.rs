@@ -102,4 +102,15 @@ fn an_empty_log_is_said_to_be_empty() {
     fs::write(&log, "pi ended\n").unwrap();
     let output = scene.run("repo", &["logs"]);
     assert_eq!((output.stdout.as_str(), output.stderr.as_str()), ("pi ended\n", ""));
+
+    // One that runs, and has no log yet: its launcher holds the lock.
+    died(&scene, "{}");
+    let owner = scene.path("home/run/0badcafe/owner");
+    let id = log.parent().unwrap().file_name().unwrap().to_str().unwrap().to_owned();
+    let record = fs::read_to_string(&owner).unwrap().replace("repo-0\"", &format!("{id}\""));
+    fs::write(&owner, record).unwrap();
+    let held = fs::File::open(&owner).unwrap();
+    held.lock().unwrap();
+    let runs = scene.run("repo", &["logs"]);
+    assert!(runs.stdout.is_empty() && runs.stderr.contains("nothing was said"), "{}", runs.stderr);
 }
