@@ -123,7 +123,11 @@ export default function (pi: any) {
   pi.registerCommand("cleanup-worktree", {
     description: "Remove a subagent's worktree, if its work is pushed or merged",
     getArgumentCompletions: tasks,
-    handler: async (args: string, ctx: any) => say(ctx, await ask(["cleanup", ...words(args)], ctx)),
+    handler: async (args: string, ctx: any) => {
+      const names = words(args);
+      if (!names.length) return say(ctx, { text: "Usage: /cleanup-worktree NAME; /worktrees lists them" } as Event, true);
+      say(ctx, await ask(["cleanup", ...names], ctx));
+    },
   });
   pi.registerCommand("cleanup-all", {
     description: "Remove every worktree whose work is pushed or merged",
@@ -137,7 +141,8 @@ export default function (pi: any) {
     description: "Go on with a subagent that was stopped: NAME [what to do differently]",
     getArgumentCompletions: tasks,
     handler: async (args: string, ctx: any) => {
-      const [name = "", ...more] = words(args);
+      const [name, ...more] = words(args);
+      if (!name) return say(ctx, { text: "Usage: /subagent-resume NAME [what to do]; /worktrees lists them" } as Event, true);
       const input = more.length ? ["--instructions-file", "-"] : [];
       const result = await task(["resume", "--json", ...input, "--", name], ctx, more.join(" "));
       say(ctx, result, !result.ok);
