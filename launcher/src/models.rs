@@ -119,7 +119,9 @@ fn list(home: &Home, terminal: &Terminal) -> Result<()> {
     let server = connected(home).unwrap_or_else(|_| Server { host: "127.0.0.1".into(), port: PORT });
     let known = read_models(home)?;
     let offered = offered(&known).unwrap_or_default();
-    let installed = server.models()?;
+    let installed = server.models().map_err(|e| {
+        hinted(format!("{e:#}"), "start it with `ollama serve`, or `pi-docker models ollama enable --host HOST`")
+    })?;
     for name in &installed {
         terminal.answer(&format!("{} {name}", if offered.contains(name) { "*" } else { " " }));
     }
