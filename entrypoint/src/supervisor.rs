@@ -35,6 +35,7 @@ pub(crate) struct End {
 }
 
 /// The last moment for the main program and for everything else to end.
+#[derive(Clone, Copy)]
 struct Deadline {
     main: Instant,
     rest: Instant,
@@ -51,7 +52,8 @@ pub(crate) struct Supervisor<'a> {
     deadline: Option<Deadline>,
     main: i32,
     cause: Option<Cause>,
-    killed_by_us: bool,
+    /// Since when the main program should be dead: killed from here.
+    killed: Option<Instant>,
     /// Whether pi has ended and what follows it runs: that gets no time to end by itself.
     after: bool,
     unreachable: bool,
@@ -79,7 +81,7 @@ impl<'a> Supervisor<'a> {
             deadline: None,
             main: 0,
             cause: None,
-            killed_by_us: false,
+            killed: None,
             after: false,
             unreachable: false,
         }
@@ -100,7 +102,7 @@ impl<'a> Supervisor<'a> {
         Ok(())
     }
 
-    /// Stays with the program until it has ended. `tick` is called every `interval`, and when a socket has something to read, and may
+    /// Stays with the program until it has ended, or could not be ended. `tick` is called every `interval`, and when a socket has something to read, and may
     /// ask for the end.
     pub(crate) fn stay(&mut self, interval: Option<Duration>, mut tick: impl FnMut() -> Option<Cause>) -> End {
         process::rest();
@@ -115,10 +117,10 @@ impl<'a> Supervisor<'a> {
                     _ => {}
                 }
             }
-            if self.deadline.as_ref().is_some_and(|deadline| now >= deadline.main) && !self.killed_by_us {
-                self.kill_main();
-            }
-            let main_deadline = self.deadline.as_ref().filter(|_| !self.killed_by_us).map(|deadline| deadline.main);
+            let main_deadline = match self.enforce(now) {
+                Ok(next) => next,
+                Err(given_up) => return self.ended(given_up),
+            };
             let wake = [next_tick, main_deadline].into_iter().flatten().min();
             match self.signals.wait(wake.map(|at| at.saturating_duration_since(Instant::now()))) {
                 None => {}
@@ -146,7 +148,7 @@ impl<'a> Supervisor<'a> {
         self.terminal = None;
         self.after = true;
         self.cause = Some(Cause::Timeout);
-        self.killed_by_us = false;
+        self.killed = None;
         self.deadline = Some(Deadline { main: now + limit, rest: now });
         self.start(program)?;
         let end = self.stay(interval, tick);
@@ -158,7 +160,7 @@ impl<'a> Supervisor<'a> {
         if let (Some(terminal), Status::Killed(_)) = (&self.terminal, status) {
             terminal.reset();
         }
-        End { status, cause: self.cause, killed_by_us: self.killed_by_us }
+        End { status, cause: self.cause, killed_by_us: self.killed.is_some() }
     }
 
     /// Waits for all that has ended; the main program's status if it is among them. One SIGCHLD may stand for many.
@@ -215,8 +217,26 @@ impl<'a> Supervisor<'a> {
         self.send_to_main(TERM);
     }
 
+    /// Does what is due by now: kills a main program that was asked in vain, and everyone if that was in vain too, as its end is told to
+    /// whoever traces it, and to nobody else until the tracer has ended. The next moment to look; an error if even that was in vain.
+    fn enforce(&mut self, now: Instant) -> Result<Option<Instant>, Status> {
+        const UNKILLABLE: Duration = Duration::from_secs(1);
+        let Some(Deadline { main, rest }) = self.deadline else { return Ok(None) };
+        match self.killed {
+            None if now < main => return Ok(Some(main)),
+            None => self.kill_main(),
+            Some(killed) if now >= rest.max(killed) + UNKILLABLE => return Err(Status::Killed(KILL)),
+            Some(_) if now >= rest => {
+                self.signal_rest(KILL);
+                return Ok(Some(now + Duration::from_millis(50)));
+            }
+            Some(_) => {}
+        }
+        Ok(Some(rest))
+    }
+
     fn kill_main(&mut self) {
-        self.killed_by_us = true;
+        self.killed.get_or_insert_with(Instant::now);
         self.send_to_main(KILL);
     }
 
