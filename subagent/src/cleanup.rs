@@ -9,7 +9,7 @@ use crate::config::Config;
 use crate::failure::{Code, OrFail, Result};
 use crate::git::Git;
 use crate::job::end_leftovers;
-use crate::judge::{Safe, reasons_to_keep};
+use crate::judge::{Safe, reasons_to_keep, tips};
 use crate::preflight::{self, Remote};
 use crate::remote::Heads;
 use crate::repo::Workspace;
@@ -179,9 +179,8 @@ async fn discard(workspace: &Workspace, store: &Store, dir: &TaskDir, state: &St
     let worktree = Worktree::of(workspace, state);
     let name = format!("{}-{}", state.task, now());
     let trash_ref = format!("refs/pi-subagent/trash/{name}");
-    let repository = workspace.shared()?;
-    if worktree.whole() {
-        snapshot(&worktree, dir, &trash_ref).await?;
+    snapshot(workspace, &worktree, dir, state, &trash_ref).await?;
+    if worktree.path.exists() {
         let place = workspace.root.join(".worktrees/.trash");
         fs::create_dir_all(&place).or_fail(Code::Internal, || format!("cannot create '{}'", place.display()))?;
         let target = place.join(&name);
@@ -189,10 +188,11 @@ async fn discard(workspace: &Workspace, store: &Store, dir: &TaskDir, state: &St
             .or_fail(Code::Internal, || format!("cannot move '{}'", worktree.path.display()))?;
         // Without its link it is a plain folder, which no git command mistakes for a worktree.
         let _ = fs::remove_file(target.join(".git"));
-    } else if let Ok(tip) = repository.revparse_single(&format!("refs/heads/{}", state.branch)) {
-        repository
-            .reference(&trash_ref, tip.id(), true, "pi-subagent: discarded")
-            .or_fail(Code::Internal, || format!("cannot write '{trash_ref}'"))?;
+    }
+    let modules = worktree.admin.join("modules");
+    if modules.exists() {
+        fs::rename(&modules, dir.path("modules"))
+            .or_fail(Code::Internal, || format!("cannot move '{}'", modules.display()))?;
     }
     worktree.clear_stale_locks();
     worktree.remove()?;
@@ -204,27 +204,30 @@ async fn discard(workspace: &Workspace, store: &Store, dir: &TaskDir, state: &St
     Ok(trash_ref)
 }
 
-/// A commit on top of HEAD with everything that git would add, made with an index of its own.
-async fn snapshot(worktree: &Worktree, dir: &TaskDir, name: &str) -> Result<()> {
-    let index = dir.path("trash.index");
-    let own = worktree.admin.join("index");
-    if own.exists() {
-        fs::copy(&own, &index).or_fail(Code::Internal, || format!("cannot copy '{}'", own.display()))?;
+/// A commit on top of the worktree's HEAD and the branch, with everything that git would add, made with an index of its own.
+async fn snapshot(workspace: &Workspace, worktree: &Worktree, dir: &TaskDir, state: &State, name: &str) -> Result<()> {
+    let tips: Vec<String> = tips(workspace, worktree, state)?.iter().map(ToString::to_string).collect();
+    let Some(first) = tips.first() else { return Ok(()) };
+    let mut tree = format!("{first}^{{tree}}");
+    if worktree.path.exists() && worktree.admin.join("HEAD").exists() {
+        let index = dir.path("trash.index");
+        let own = worktree.admin.join("index");
+        if own.exists() {
+            fs::copy(&own, &index).or_fail(Code::Internal, || format!("cannot copy '{}'", own.display()))?;
+        }
+        let git = worktree.git().with_index(&index);
+        git.run(&["add", "-A", "--sparse", "."]).await?;
+        tree = git.text(&["write-tree"]).await?;
+        let _ = fs::remove_file(&index);
     }
-    let git = worktree.git().with_index(&index);
-    git.run(&["add", "-A", "--sparse", "."]).await?;
-    let tree = git.text(&["write-tree"]).await?;
-    let commit = commit_tree(&git, worktree, &tree).await?;
-    git.run(&["update-ref", name, &commit]).await?;
-    let _ = fs::remove_file(&index);
-    Ok(())
-}
-
-async fn commit_tree(git: &Git, worktree: &Worktree, tree: &str) -> Result<String> {
-    let identity = crate::commit::identity(&worktree.open()?);
+    let git = Git::at(&workspace.root);
+    let identity = crate::commit::identity(&workspace.shared()?);
     let mut args: Vec<&str> = identity.iter().flat_map(|setting| ["-c", setting.as_str()]).collect();
-    args.extend(["commit-tree", "-p", "HEAD", "-m", "pi-subagent: discarded", tree]);
-    git.text(&args).await
+    args.push("commit-tree");
+    args.extend(tips.iter().flat_map(|tip| ["-p", tip.as_str()]));
+    args.extend(["-m", "pi-subagent: discarded", &tree]);
+    let commit = git.text(&args).await?;
+    git.run(&["update-ref", name, &commit]).await.map(|_| ())
 }
 
 fn kept(dir: &TaskDir, reasons: Vec<String>) -> Fate {

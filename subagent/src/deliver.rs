@@ -18,6 +18,7 @@ use crate::probe::diff_stat;
 use crate::remote;
 use crate::repo::ahead_behind;
 use crate::report::{GitInfo, PrInfo, Stage};
+use crate::sys;
 
 use crate::task::PrMode;
 
@@ -109,7 +110,8 @@ pub(crate) async fn send(job: &mut Job, remote: &Remote, done: &mut Delivered, p
 async fn push(job: &mut Job, remote: &Remote, done: &mut Delivered) -> Result<()> {
     job.cancel.check()?;
     job.stage(Stage::Pushing);
-    leak::refuse(&job.workspace, &remote.token, &done.git.base_oid, &done.git.head)?;
+    let head = Oid::from_str(&done.git.head).or_fail(Code::Internal, || "cannot read the head commit".into())?;
+    leak::refuse(&job.workspace, &remote.token, &remote.heads, head)?;
     let branch = job.state.branch.clone();
     let there = remote.heads.branch(&branch).is_some_and(|oid| oid.to_string() == done.git.head);
     if !there {
@@ -167,10 +169,11 @@ fn text(job: &Job, remote: &Remote, done: &Delivered, partial: Option<&str>) -> 
     let oid = |text: &str| Oid::from_str(text).or_fail(Code::Internal, || format!("cannot read the commit '{text}'"));
     let (base, head) = (oid(&done.git.base_oid)?, oid(&done.git.head)?);
     let spec = &job.state.spec;
+    let written = sys::read_file(&job.dir.path("pr.md")).ok();
     let text = compose(&Source {
         task: &job.state.task,
         title: spec.title.as_deref(),
-        written: std::fs::read_to_string(job.dir.path("pr.md")).ok().as_deref(),
+        written: written.as_deref().map(String::from_utf8_lossy).as_deref(),
         template: template(&repository, base).as_deref(),
         commits: &subjects(&repository, base, head),
         summary: &job.state.summary,

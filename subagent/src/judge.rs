@@ -1,7 +1,7 @@
 //! What is true about a task now, as far as it can be found out, and what would be lost if it were removed. Every doubt is a
 //! reason to keep it.
 
-use git2::{Oid, Repository};
+use git2::{ErrorCode, Oid, Repository};
 
 use crate::commit::status;
 use crate::failure::{Code, Failure, OrFail, Result};
@@ -97,10 +97,22 @@ async fn untouched(worktree: &Worktree) -> Result<()> {
     if state != git2::RepositoryState::Clean {
         return Err(Failure::new(Code::Kept, "a merge or rebase is unfinished"));
     }
+    if worktree.admin.join("modules").exists() || has_repository_inside(worktree, &git).await? {
+        return Err(Failure::new(Code::Kept, "there is a submodule in it, whose commits may be nowhere else"));
+    }
     if hides_changes(&git).await? {
         return Err(Failure::new(Code::Kept, "some files are marked so that git does not see their changes"));
     }
     Ok(())
+}
+
+/// Whether a commit of another repository is recorded in place of a folder, and that repository is there.
+async fn has_repository_inside(worktree: &Worktree, git: &Git) -> Result<bool> {
+    use std::os::unix::ffi::OsStrExt;
+    let output = git.run(&["ls-files", "--stage", "-z"]).await?;
+    let links = output.split(|byte| *byte == 0).filter(|line| line.starts_with(b"160000 "));
+    let mut paths = links.filter_map(|line| line.splitn(2, |byte| *byte == b'\t').nth(1));
+    Ok(paths.any(|path| worktree.path.join(std::ffi::OsStr::from_bytes(path)).join(".git").exists()))
 }
 
 /// Whether `update-index --assume-unchanged` or `--skip-worktree` was used on files that are there.
@@ -111,16 +123,18 @@ async fn hides_changes(git: &Git) -> Result<bool> {
     Ok(marks.into_iter().any(|mark| mark.is_ascii_lowercase() || (*mark == b'S' && !sparse)))
 }
 
-/// The commits that only the task may hold: the worktree's and the branch's.
-fn tips(workspace: &Workspace, worktree: &Worktree, state: &State) -> Result<Vec<Oid>> {
+/// The commits that only the task may hold: the worktree's, wherever its folder is now, and the branch's.
+pub(crate) fn tips(workspace: &Workspace, worktree: &Worktree, state: &State) -> Result<Vec<Oid>> {
     let repository = workspace.shared()?;
-    let mut tips: Vec<Oid> = branch_tip(&repository, &state.branch).into_iter().collect();
-    if worktree.path.join(".git").exists() && worktree.admin.exists() {
-        let own = worktree.open()?;
-        let head = own.head().and_then(|head| head.peel_to_commit());
-        let kept = Code::Kept;
-        tips.push(head.or_fail(kept, || "cannot read the worktree's HEAD".into())?.id());
+    let mut tips = Vec::new();
+    if worktree.admin.join("HEAD").exists() {
+        let head = Repository::open(&worktree.admin).and_then(|own| match own.head() {
+            Err(error) if error.code() == ErrorCode::UnbornBranch => Ok(None),
+            head => head.and_then(|head| head.peel_to_commit()).map(|commit| Some(commit.id())),
+        });
+        tips.extend(head.or_fail(Code::Kept, || "cannot read the worktree's HEAD".into())?);
     }
+    tips.extend(branch_tip(&repository, &state.branch));
     tips.dedup();
     Ok(tips)
 }

@@ -6,19 +6,23 @@ use std::collections::HashSet;
 use git2::{Delta, DiffOptions, Oid, Repository};
 
 use crate::failure::{Code, Failure, OrFail, Result};
+use crate::remote::Heads;
 use crate::repo::Workspace;
 use crate::secret::Secret;
 
 /// Larger files are not looked through: a credential is written into a small one.
 const LARGEST: usize = 4 << 20;
 
-/// Fails if a commit that `head` has and `base` has not, holds the token in its message or in a file it adds or changes.
-pub(crate) fn refuse(workspace: &Workspace, token: &Secret, base: &str, head: &str) -> Result<()> {
+/// Fails if a commit of `head` that no branch in `there` has, so that a push would give it away, holds the token: in its message, in who
+/// made it, in a file it adds or changes, or in that file's name.
+pub(crate) fn refuse(workspace: &Workspace, token: &Secret, there: &Heads, head: Oid) -> Result<()> {
     let repository = workspace.shared()?;
     let search = || -> std::result::Result<Option<Oid>, git2::Error> {
         let mut walk = repository.revwalk()?;
-        walk.push(Oid::from_str(head)?)?;
-        walk.hide(Oid::from_str(base)?)?;
+        walk.push(head)?;
+        for oid in there.oids().filter(|oid| repository.find_commit(*oid).is_ok()) {
+            walk.hide(oid)?;
+        }
         let mut seen = HashSet::new();
         for oid in walk {
             let oid = oid?;
@@ -40,7 +44,7 @@ pub(crate) fn refuse(workspace: &Workspace, token: &Secret, base: &str, head: &s
 
 fn holds(repository: &Repository, oid: Oid, token: &[u8], seen: &mut HashSet<Oid>) -> Result2<bool> {
     let commit = repository.find_commit(oid)?;
-    if contains(commit.message_bytes(), token) {
+    if contains(commit.message_bytes(), token) || contains(commit.raw_header_bytes(), token) {
         return Ok(true);
     }
     let parent = match commit.parents().next() {
@@ -52,6 +56,9 @@ fn holds(repository: &Repository, oid: Oid, token: &[u8], seen: &mut HashSet<Oid
     let diff = repository.diff_tree_to_tree(parent.as_ref(), Some(&commit.tree()?), Some(&mut options))?;
     let odb = repository.odb()?;
     for delta in diff.deltas().filter(|delta| delta.status() != Delta::Deleted) {
+        if contains(delta.new_file().path_bytes().unwrap_or_default(), token) {
+            return Ok(true);
+        }
         let blob = delta.new_file().id();
         if seen.insert(blob)
             && odb.read_header(blob).is_ok_and(|(size, _)| size <= LARGEST)

@@ -9,6 +9,7 @@ use crate::git::Git;
 use crate::github::GitHub;
 use crate::http::Http;
 use crate::job::Claimed;
+use crate::leak;
 use crate::remote::{self, Address, Heads};
 use crate::repo::{Base, Workspace};
 use crate::report::Reporter;
@@ -55,6 +56,8 @@ pub(crate) async fn base(
     reporter: &mut Reporter,
 ) -> Result<()> {
     let workspace = &claimed.workspace;
+    // It would be pushed with the task's branch, or on request.
+    leak::refuse(workspace, &remote.token, &remote.heads, base.oid)?;
     let own = remote.github.as_ref().is_none_or(|github| !github.is_fork());
     if push_base && own && remote.heads.branch(&base.branch).is_none() {
         return remote::push(&remote.line, workspace, &base.branch).await;

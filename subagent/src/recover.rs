@@ -65,7 +65,7 @@ async fn one(workspace: &Workspace, store: &Store, dir: &TaskDir) -> Result<Opti
             Ok(_) => {}
             Err(Failure { message, .. }) => said.push_str(&format!("; {message}")),
         }
-    } else {
+    } else if !state.ready {
         let _lock = store.repository_lock().await?;
         worktree.remove_unborn()?;
     }

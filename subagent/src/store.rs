@@ -221,7 +221,7 @@ impl TaskDir {
     /// The state, none if the task was never started.
     pub(crate) fn load(&self) -> Result<Option<State>> {
         let path = self.path("state.json");
-        match fs::read(&path) {
+        match sys::read_file(&path) {
             Ok(bytes) => {
                 let understood = serde_json::from_slice::<State>(&bytes);
                 let mut state =

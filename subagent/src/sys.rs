@@ -126,6 +126,21 @@ pub(crate) fn free_space(path: &Path) -> Option<u64> {
     Some(stat.blocks_available() * stat.fragment_size())
 }
 
+/// What is in a regular file of at most 16 MB; agents can put a FIFO, or something without an end, in its place.
+pub(crate) fn read_file(path: &Path) -> io::Result<Vec<u8>> {
+    use std::io::Read;
+    use std::os::unix::fs::OpenOptionsExt;
+    const LIMIT: u64 = 16 << 20;
+    let file = fs::OpenOptions::new().read(true).custom_flags(nix::libc::O_NONBLOCK).open(path)?;
+    let about = file.metadata()?;
+    if !about.is_file() || about.len() > LIMIT {
+        return Err(io::Error::new(io::ErrorKind::InvalidData, "not a regular file, or too large"));
+    }
+    let mut content = Vec::new();
+    file.take(LIMIT).read_to_end(&mut content)?;
+    Ok(content)
+}
+
 pub(crate) fn host_name() -> String {
     nix::unistd::gethostname().ok().and_then(|name| name.into_string().ok()).unwrap_or_default()
 }

@@ -154,9 +154,9 @@ impl Worktree {
         remove_all(&[&self.path, &self.unborn(), &self.admin])
     }
 
-    /// Removes the beginnings of a worktree that never got its name: nobody can have worked in it.
+    /// Removes the beginnings of a worktree that never got its name: nobody can have worked in it. One that has lost its link to git had.
     pub(crate) fn remove_unborn(&self) -> Result<()> {
-        if self.whole() { Ok(()) } else { remove_all(&[&self.unborn(), &self.admin]) }
+        if self.path.exists() { Ok(()) } else { remove_all(&[&self.unborn(), &self.admin]) }
     }
 
     /// Where it grows.

@@ -146,3 +146,98 @@ fn cleanup_of_all_keeps_what_has_no_pull_request_yet_and_by_name_it_goes() {
     assert!(reason.contains("pull request is not open yet") && lab.worktree("x").exists(), "{answer}");
     assert_eq!((cleanup(&lab, &["x"]).code, lab.worktree("x").exists()), (0, false));
 }
+
+#[test]
+fn commits_of_a_submodule_that_only_the_worktree_has_are_kept() {
+    let lab = Lab::new();
+    let bare = lab.internet.repositories.join("o/r.git").display().to_string();
+    lab.sh("git init -q ../sub && cd ../sub && git commit -q --allow-empty -m sub");
+    lab.sh(&format!("git -c protocol.file.allow=always submodule --quiet add '{}/sub' lib", lab.root.display()));
+    lab.sh(&format!("git commit -qm submodule && git push -q '{bare}' main"));
+    for task in ["inside", "without"] {
+        lab.script(task, "commit a a a; say ok; settle");
+        lab.spawn(task, &["--pr", "none"]).result();
+    }
+    lab.sh("cd .worktrees/inside && git -c protocol.file.allow=always submodule --quiet update --init && cd lib && \
+            git commit -q --allow-empty -m 'only here' && cd .. && git commit -qam newer");
+    lab.sh(&format!("cd .worktrees/inside && git push -q '{bare}' HEAD:subagent/inside"));
+    let only_here = lab.sh("git -C .worktrees/inside/lib rev-parse HEAD");
+    let answer = cleanup(&lab, &["--all"]).json();
+    assert_eq!(fate(&answer, "without")["removed"], true, "{answer}");
+    assert_eq!(fate(&answer, "inside")["removed"], false, "{answer}");
+    assert_eq!(lab.sh("git -C .worktrees/inside/lib rev-parse HEAD"), only_here);
+}
+
+#[test]
+fn a_worktree_that_was_moved_away_keeps_its_commits() {
+    let lab = Lab::new();
+    for task in ["moved", "deleted"] {
+        lab.script(task, "commit a a a; say ok; settle");
+        lab.spawn(task, &["--pr", "none"]).result();
+    }
+    lab.sh("cd .worktrees/moved && git checkout -q --detach && git commit -q --allow-empty -m 'only here'");
+    let only_here = lab.sh("git -C .worktrees/moved rev-parse HEAD");
+    lab.sh("mv .worktrees/moved ../elsewhere && rm -r .worktrees/deleted");
+    let answer = cleanup(&lab, &["--all"]).json();
+    assert_eq!(fate(&answer, "deleted")["removed"], true, "{answer}");
+    assert_eq!(fate(&answer, "moved")["removed"], false, "{answer}");
+    assert_eq!(lab.sh("cat .git/worktrees/moved/HEAD"), only_here);
+}
+
+#[test]
+fn what_is_discarded_without_its_link_to_git_can_be_taken_back() {
+    let lab = Lab::new();
+    lab.script("x", "commit a a a; say ok; settle");
+    lab.spawn("x", &["--pr", "none"]).result();
+    lab.sh("cd .worktrees/x && echo unsaved >new && git checkout -q --detach && git commit -q --allow-empty -m here");
+    let here = lab.sh("git -C .worktrees/x rev-parse HEAD");
+    lab.sh("rm .worktrees/x/.git");
+    let answer = cleanup(&lab, &["x", "--discard"]).json();
+    let trash = fate(&answer, "x")["trash"].as_str().unwrap().to_owned();
+    assert!(!lab.worktree("x").exists());
+    assert_eq!(lab.sh("cat .worktrees/.trash/*/new"), "unsaved");
+    lab.sh(&format!("git merge-base --is-ancestor {here} {trash}"));
+    assert_eq!(lab.sh(&format!("git show {trash}:new")), "unsaved");
+}
+
+#[test]
+fn what_is_discarded_has_the_branch_and_the_commits_beside_it() {
+    let lab = Lab::new();
+    lab.script("x", "commit a a a; say ok; settle");
+    lab.spawn("x", &["--pr", "none"]).result();
+    let branch = lab.sh("git rev-parse subagent/x");
+    lab.sh("cd .worktrees/x && git checkout -q --detach main && git commit -q --allow-empty -m beside");
+    let beside = lab.sh("git -C .worktrees/x rev-parse HEAD");
+    let answer = cleanup(&lab, &["x", "--discard"]).json();
+    let trash = fate(&answer, "x")["trash"].as_str().unwrap().to_owned();
+    for commit in [branch, beside] {
+        lab.sh(&format!("git merge-base --is-ancestor {commit} {trash}"));
+    }
+}
+
+#[test]
+fn a_recovery_leaves_the_commits_of_a_worktree_without_its_link_to_git() {
+    let lab = Lab::new();
+    lab.script("x", "commit a a a; say ok; settle");
+    lab.spawn("x", &["--pr", "none"]).result();
+    lab.sh("cd .worktrees/x && git checkout -q --detach && git commit -q --allow-empty -m 'only here'");
+    let only_here = lab.sh("git -C .worktrees/x rev-parse HEAD");
+    lab.sh(
+        "rm .worktrees/x/.git && sed -i 's/\"outcome\": .*,/\"outcome\": null,/' .git/pi-subagent/tasks/x/state.json",
+    );
+    assert_eq!(lab.run(&["recover", "--json"]).json()["recovered"], 1);
+    assert_eq!(lab.sh("cat .git/worktrees/x/HEAD"), only_here);
+}
+
+#[test]
+fn a_planted_state_holds_nobody_up() {
+    let lab = Lab::new();
+    lab.sh("mkdir -p .git/pi-subagent/tasks/planted && mkfifo .git/pi-subagent/tasks/planted/state.json");
+    let args = ["list", "recover", "cleanup"].map(|command| vec![command, "--json"]);
+    for args in args.map(|args| if args[0] == "cleanup" { [args, vec!["--all"]].concat() } else { args }) {
+        let child = lab.command(&args).spawn().unwrap();
+        let process = std::path::PathBuf::from(format!("/proc/{}/exe", child.id()));
+        crate::lab::wait_for("the end", || process.read_link().is_err());
+        crate::lab::finish(child);
+    }
+}

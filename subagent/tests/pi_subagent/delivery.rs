@@ -291,6 +291,51 @@ fn the_token_leaves_by_no_way() {
 }
 
 #[test]
+fn the_token_leaves_with_no_commit_of_the_base_and_by_no_name() {
+    let lab = Lab::new();
+    let refused = |task: &str, flags: &[&str]| {
+        lab.script(task, "commit a a a; say done; settle");
+        let ran = lab.spawn(task, flags);
+        assert_eq!(ran.result()["error"]["code"].as_str(), Some("secret_in_commit"), "{task}: {ran:?}");
+        assert!(!ran.stdout.contains(TOKEN) && !ran.stderr.contains(TOKEN), "{ran:?}");
+        assert!(lab.internet.asked("POST", "git-receive-pack").is_empty());
+    };
+    // The base is ahead of the remote: what is pushed holds its commits too.
+    lab.sh(&format!("git checkout -qb ahead && echo {TOKEN} >notes && git add . && git commit -qm notes"));
+    refused("new-base", &["--push-base"]);
+    lab.sh("git checkout -q main && git merge -q --ff-only ahead");
+    refused("ahead", &[]);
+    for (task, commit) in [
+        ("path", format!("mkdir {TOKEN} && echo >{TOKEN}/x && git add . && git commit -qm path")),
+        ("author", format!("git -c user.name={TOKEN} commit -q --allow-empty -m author")),
+    ] {
+        lab.sh("git reset -q --hard HEAD^");
+        lab.sh(&commit);
+        refused(task, &[]);
+    }
+    // What the remote has already is nothing that this push gives away.
+    let bare = lab.internet.repositories.join("o/r.git").display().to_string();
+    lab.sh(&format!("git push -q '{bare}' main"));
+    lab.script("there", "commit a a a; say done; settle");
+    assert_eq!(lab.spawn("there", &[]).code, 0);
+}
+
+#[test]
+fn a_text_that_is_no_file_or_has_no_end_holds_nothing_up() {
+    let lab = Lab::new();
+    for (task, text) in [("fifo", "mkfifo"), ("endless", "ln -s /dev/zero")] {
+        let file = lab.workspace.join(format!(".git/pi-subagent/tasks/{task}/pr.md"));
+        lab.script(task, &format!("commit {task} a 'feat: a'; {text} '{}'; say done; settle", file.display()));
+        let child = lab.start_spawn(task, &[]);
+        crate::lab::wait_for("the end", || {
+            std::path::Path::new(&format!("/proc/{}/exe", child.id())).read_link().is_err()
+        });
+        let ran = crate::lab::finish(child);
+        assert_eq!(ran.code, 0, "{ran:?}");
+    }
+}
+
+#[test]
 fn a_base_that_only_exists_here_is_pushed_on_request() {
     let lab = Lab::new();
     lab.sh("git checkout -qb feature && git commit -q --allow-empty -m feature");
