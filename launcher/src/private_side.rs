@@ -87,7 +87,7 @@ impl PrivateSide<'_> {
             }
             GitMode::Direct => {
                 self.terminal.warn(&format!("--git=direct: {}", git::direct::weaknesses()), "");
-                if git::direct::ignore_worktrees(self.root)? {
+                if git::direct::ignore_worktrees(self.root, self.owner())? {
                     self.terminal.say("added '/.worktrees/' to the repository's .gitignore");
                 }
                 linked = git::direct::linked(self.root)?;
@@ -306,9 +306,13 @@ impl PrivateSide<'_> {
         open.iter().any(|open| open != session && live.contains(open))
     }
 
+    /// Whose the files are to be, if the launcher is somebody else.
+    fn owner(&self) -> Option<(u32, u32)> {
+        nix::unistd::geteuid().is_root().then_some((self.user.uid, self.user.gid))
+    }
+
     fn site<'s>(&'s self, session: &'s str, state: &'s Path, others_live: bool) -> Site<'s> {
-        let owner = nix::unistd::geteuid().is_root().then_some((self.user.uid, self.user.gid));
-        Site { root: self.root, state, session, env: self.env, owner, others_live }
+        Site { root: self.root, state, session, env: self.env, owner: self.owner(), others_live }
     }
 }
 

@@ -91,6 +91,8 @@ pub(crate) fn stop(config: &Config, all: bool) -> Result<u8> {
 
 /// Ends one session and waits until its launcher has taken everything away.
 fn end(scene: &Scene, record: &Record) -> Result<()> {
+    // Or every failure below would look like a container that is not there.
+    scene.docker.engine()?;
     let deadline = Instant::now() + GONE;
     while run_dir::running(&scene.home)?.iter().any(|(running, _)| running.session == record.session) {
         if Instant::now() > deadline {

@@ -121,9 +121,11 @@ impl Report {
     /// The whole of it, for a person.
     pub(crate) fn lines(&self) -> Vec<String> {
         let now = std::time::SystemTime::now();
-        let minutes = self.ended.saturating_sub(self.started).div_ceil(60);
-        let mut lines =
-            vec![format!("session {}, {} min, ended {}", self.session, minutes, denied::ago(self.ended, now))];
+        let lasted = match self.ended.saturating_sub(self.started) {
+            seconds @ 0..60 => format!("{seconds} s"),
+            seconds => format!("{} min", seconds / 60),
+        };
+        let mut lines = vec![format!("session {}, {lasted}, ended {}", self.session, denied::ago(self.ended, now))];
         let mut part = |title: &str, entries: Vec<String>| {
             lines.push(format!("{title}{}", if entries.is_empty() { ": none" } else { ":" }));
             lines.extend(entries.iter().map(|entry| format!("  {}", printable(entry))));

@@ -3,7 +3,7 @@
 //! looked for after the session by `inspect`, which reads files and starts no git.
 
 use std::fs;
-use std::io::{self, Write};
+use std::io::Write;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
@@ -12,7 +12,7 @@ use nix::libc;
 
 use super::cover::{Cover, is_plain, way_is_a_link};
 use super::index;
-use super::ledger::{Ledger, lock};
+use super::ledger::{Ledger, give, lock};
 use super::place::read_plain;
 use super::prepare::{PrivateGit, make_points};
 use super::repository::Repository;
@@ -246,8 +246,8 @@ pub(crate) fn inspect(root: &Path, before: &[PathBuf]) -> Result<Vec<String>> {
 }
 
 /// Adds the folder of the subagents' worktrees to the repository's `.gitignore`. `false` if it is there already, or the file is a link,
-/// which is left alone.
-pub(crate) fn ignore_worktrees(root: &Path) -> Result<bool> {
+/// which is left alone. A new one is `owner`'s, if that is somebody else.
+pub(crate) fn ignore_worktrees(root: &Path, owner: Option<(u32, u32)>) -> Result<bool> {
     const LINE: &str = "/.worktrees/";
     let path = root.join(".gitignore");
     let cannot = || format!("cannot write '{}'", path.display());
@@ -261,7 +261,37 @@ pub(crate) fn ignore_worktrees(root: &Path) -> Result<bool> {
     }
     let newline = if text.is_empty() || text.ends_with('\n') { "" } else { "\n" };
     let opened = fs::OpenOptions::new().append(true).create(true).custom_flags(libc::O_NOFOLLOW).open(&path);
-    let written = opened.and_then(|mut file| -> io::Result<()> { writeln!(file, "{newline}{LINE}") });
+    let written = opened.and_then(|mut file| {
+        if content.is_empty() {
+            give(&file, owner)?;
+        }
+        writeln!(file, "{newline}{LINE}")
+    });
     written.with_context(cannot)?;
     Ok(true)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::MetadataExt;
+
+    use super::*;
+
+    #[test]
+    fn a_new_gitignore_is_the_repositorys_owners_and_an_old_one_stays_as_it_is() {
+        let dir = tempfile::tempdir().unwrap();
+        let ignored = dir.path().join(".gitignore");
+        let uid = || fs::metadata(&ignored).unwrap().uid();
+        // Only root can give a file away.
+        let root = nix::unistd::geteuid().is_root();
+        let owner = root.then_some((65534, 65534));
+        assert!(ignore_worktrees(dir.path(), owner).unwrap());
+        assert_eq!((fs::read_to_string(&ignored).unwrap().as_str(), uid() == 65534), ("/.worktrees/\n", root));
+        assert!(!ignore_worktrees(dir.path(), owner).unwrap());
+        fs::remove_file(&ignored).unwrap();
+        fs::write(&ignored, "target").unwrap();
+        let before = uid();
+        assert!(ignore_worktrees(dir.path(), owner).unwrap());
+        assert_eq!((fs::read_to_string(&ignored).unwrap().as_str(), uid()), ("target\n/.worktrees/\n", before));
+    }
 }
