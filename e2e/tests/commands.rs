@@ -81,6 +81,13 @@ fn logs_show_what_was_said_beside_pi_while_it_runs_and_afterwards() -> Result<()
         let said = logs(&[])?.expect(0)?.stdout;
         Ok(said.contains("add-it").then_some(said))
     })?;
+    // From outside of the repository the session is named, or what can be done is.
+    let session = world.wait_for_session()?;
+    let outside = |name: &[&str]| world.bare_pi_docker().arg("logs").args(name).within(world.home()).run();
+    assert!(outside(&[&session.project])?.expect(0)?.stdout.starts_with(&now));
+    let said = outside(&[])?.expect(1)?.stderr;
+    assert!(said.contains("not inside a git repository") && said.contains("or pi-docker logs SESSION"), "{said}");
+    assert!(outside(&["pi-none-00000000"])?.expect(1)?.stderr.contains("no session 'pi-none-00000000' is running"));
     world.internet.open_gate("work")?;
     run.finish()?.expect(0)?;
     let after = logs(&[])?.expect(0)?.stdout;

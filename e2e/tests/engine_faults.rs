@@ -1,4 +1,4 @@
-//! The engine itself is killed at some step of a session and comes back. It is an engine of this test's own, in a network namespace
+//! The engine itself is killed at some step of a session and comes back, alone or with everything else, as when a machine goes down. It is an engine of this test's own, in a network namespace
 //! of its own, unpacked by `dev/engine`; the one that everything else runs on is left alone.
 
 #![cfg(target_os = "linux")]
@@ -22,8 +22,8 @@ fn image(variable: &str, default: &str) -> String {
 }
 
 #[test]
-#[ignore = "long: starts an engine of its own, three times"]
-fn after_an_engine_was_killed_the_next_start_finds_a_machine_that_works() -> Result<()> {
+#[ignore = "long: starts an engine of its own, six times"]
+fn after_an_engine_was_killed_or_the_machine_went_down_the_next_start_finds_a_machine_that_works() -> Result<()> {
     let dir = tempfile::Builder::new().prefix("pi-e2e-engine-").tempdir()?;
     fs::set_permissions(dir.path(), std::os::unix::fs::PermissionsExt::from_mode(0o755))?;
     // A first world builds what is missing, where it is quick.
@@ -53,15 +53,35 @@ struct Engine {
     dockerd: Option<Child>,
 }
 
+/// A process that holds a network namespace of its own.
+fn hold_a_namespace() -> Result<Child> {
+    let holder = Command::new("unshare").args(["--net", "sleep", "86400"]).spawn().context("cannot run 'unshare'")?;
+    let namespace = |pid: &str| fs::read_link(format!("/proc/{pid}/ns/net"));
+    let (own, pid) = (namespace("self")?, holder.id().to_string());
+    wait_until("the namespace is there", SOON, || Ok((namespace(&pid)? != own).then_some(())))?;
+    Ok(holder)
+}
+
+/// The processes of this machine: each with its parent and its command line.
+fn processes() -> Result<Vec<(i32, i32, String)>> {
+    let mut all = Vec::new();
+    for entry in fs::read_dir("/proc")?.flatten() {
+        let Some(pid) = entry.file_name().to_str().and_then(|name| name.parse().ok()) else { continue };
+        let Ok(stat) = fs::read_to_string(entry.path().join("stat")) else { continue };
+        let rest = stat.rsplit_once(')').map_or("", |(_, rest)| rest);
+        let mut fields = rest.split_whitespace();
+        let (state, parent) = (fields.next().unwrap_or("Z"), fields.next().and_then(|field| field.parse().ok()));
+        let words = fs::read(entry.path().join("cmdline")).unwrap_or_default();
+        if let (true, Some(parent)) = (state != "Z", parent) {
+            all.push((pid, parent, String::from_utf8_lossy(&words).replace('\0', " ")));
+        }
+    }
+    Ok(all)
+}
+
 impl Engine {
     fn start(dir: &Path) -> Result<Self> {
-        let holder =
-            Command::new("unshare").args(["--net", "sleep", "86400"]).spawn().context("cannot run 'unshare'")?;
-        let mut engine = Self { dir: dir.to_owned(), holder, dockerd: None };
-        let namespace = |pid: &str| fs::read_link(format!("/proc/{pid}/ns/net"));
-        let own = namespace("self")?;
-        let holder = engine.holder.id().to_string();
-        wait_until("the namespace is there", SOON, || Ok((namespace(&holder)? != own).then_some(())))?;
+        let mut engine = Self { dir: dir.to_owned(), holder: hold_a_namespace()?, dockerd: None };
         engine.up()?;
         docker(["load", "--quiet", "--input", &dir.join("images.tar").display().to_string()])?;
         Ok(engine)
@@ -102,6 +122,46 @@ impl Engine {
         dockerd.wait()?;
         Ok(())
     }
+
+    /// What the engine and the launcher have running: what names the engine's folder, and all that came from that.
+    fn doomed(&self, launcher: u32) -> Result<Vec<i32>> {
+        let (all, dir) = (processes()?, self.dir.display().to_string());
+        let mut doomed: Vec<i32> = vec![launcher.cast_signed()];
+        doomed.extend(all.iter().filter(|(_, _, words)| words.contains(&dir)).map(|(pid, ..)| *pid));
+        loop {
+            let is_new = |(pid, parent, _): &&(i32, i32, String)| doomed.contains(parent) && !doomed.contains(pid);
+            let more: Vec<i32> = all.iter().filter(is_new).map(|(pid, ..)| *pid).collect();
+            if more.is_empty() {
+                return Ok(doomed);
+            }
+            doomed.extend(more);
+        }
+    }
+
+    /// The machine loses its power: the engine, every process of its containers, the launcher and its docker end at once, and what is only
+    /// in memory (mounts, networks, the engine's run folder) is gone.
+    fn lose_power(&mut self, launcher: u32) -> Result<()> {
+        for signal in [Signal::SIGSTOP, Signal::SIGKILL] {
+            for pid in self.doomed(launcher)? {
+                // It may have ended with the others.
+                let _ = kill(Pid::from_raw(pid), signal);
+            }
+        }
+        self.dockerd.take().context("no engine runs")?.wait()?;
+        let dir = self.dir.display().to_string();
+        let gone = || Ok(processes()?.iter().all(|(_, _, words)| !words.contains(&dir)).then_some(()));
+        wait_until("all of it is gone", SOON, gone)?;
+        for line in fs::read_to_string("/proc/self/mounts")?.lines().rev() {
+            if let Some(place) = line.split(' ').nth(1).filter(|place| place.starts_with(&dir)) {
+                ensure!(Command::new("umount").args(["--lazy", place]).status()?.success(), "cannot unmount '{place}'");
+            }
+        }
+        fs::remove_dir_all(self.dir.join("exec"))?;
+        self.holder.kill()?;
+        self.holder.wait()?;
+        self.holder = hold_a_namespace()?;
+        Ok(())
+    }
 }
 
 impl Drop for Engine {
@@ -124,6 +184,9 @@ fn in_the_second_engine() -> Result<()> {
     let mut engine = Engine::start(Path::new(&dir))?;
     for step in ["starting", "running", "ending"] {
         fault(&mut engine, step).with_context(|| format!("the engine was killed while {step}"))?;
+    }
+    for step in ["starting", "running"] {
+        reboot(&mut engine, step).with_context(|| format!("the machine went down while {step}"))?;
     }
     Ok(())
 }
@@ -148,9 +211,8 @@ fn fault(engine: &mut Engine, step: &str) -> Result<()> {
     let status = ran.code();
     assert_ne!(status, 0, "{}", ran.stderr);
     assert!(killed.elapsed() < Duration::from_secs(30), "it took {:?}", killed.elapsed());
-    // The login does not wait for the engine.
-    let wiped = || Ok((fs::read_to_string(world.auth_json())? == "{}").then_some(()));
-    wait_until("the login is wiped", SOON, wiped)?;
+    // The login does not wait for the engine; a session that pi never ran in keeps it.
+    assert_eq!(fs::read_to_string(world.auth_json())? == "{}", began(&world)?, "{}", ran.stderr);
     let ran = world.pi_docker().args(["-p", "hello"]).run()?.expect(1)?;
     assert!(ran.stderr.contains("cannot reach the Docker engine"), "{}", ran.stderr);
 
@@ -164,5 +226,49 @@ fn fault(engine: &mut Engine, step: &str) -> Result<()> {
     assert_eq!(fs::read_to_string(world.auth_json())?, "{}");
     assert_eq!(world.git(["status", "--porcelain"])?, "");
     eprintln!("the engine was killed while {step}: status {status}, the next start worked");
+    Ok(())
+}
+
+/// Whether pi ran in the session whose folder was left.
+fn began(world: &World) -> Result<bool> {
+    Ok(world.run_dirs()?.iter().any(|run| run.join("control/ready").exists()))
+}
+
+fn reboot(engine: &mut Engine, step: &str) -> Result<()> {
+    let world = World::new("tools")?;
+    world.log_in_with_key()?;
+    let login = fs::read_to_string(world.auth_json())?;
+    let prompt = "hold sh: echo one >one && git add one && git commit -qm one";
+    let mut run = world.pi_docker().without("ANTHROPIC_API_KEY").args(["-p", prompt]).start()?;
+    match step {
+        "starting" => {
+            let agent = || Ok(world.leftovers()?.iter().any(|name| name.ends_with("-agent")).then_some(()));
+            wait_until("it has a container", SOON, agent)?;
+        }
+        _ => drop(run.until_asked(&world.internet, "held shell", 1)?),
+    }
+    engine.lose_power(run.id())?;
+    let began = began(&world)?;
+    assert_eq!(run.finish()?.code(), 137);
+    // Nobody was left to wipe it.
+    assert_eq!(fs::read_to_string(world.auth_json())?, login);
+    assert_eq!(world.run_dirs()?.len(), 1);
+
+    // Before the engine is back, the next start wipes, and says so.
+    let ran = world.pi_docker().without("ANTHROPIC_API_KEY").args(["-p", "hello"]).run()?.expect(1)?;
+    assert_eq!(ran.stderr.contains("did not end by itself: emptied"), began, "{}", ran.stderr);
+    assert_eq!(fs::read_to_string(world.auth_json())? == "{}", began);
+
+    engine.up()?;
+    docker(["start", world.internet.network()])?;
+    let ran = world.pi_docker().args(["-p", "hello"]).run()?.expect(0)?;
+    assert_eq!(ran.stdout.trim(), "hello");
+    assert!(ran.stderr.contains("did not end by itself: cleaned up"), "{}", ran.stderr);
+    assert_eq!(world.leftovers()?, Vec::<String>::new());
+    assert_eq!(world.run_dirs()?, Vec::<PathBuf>::new());
+    assert_eq!(fs::read_to_string(world.auth_json())?, "{}");
+    let commits = if step == "running" { "2" } else { "1" };
+    assert_eq!(world.git(["rev-list", "--count", "main"])?, commits, "{}", ran.stderr);
+    eprintln!("the machine went down while {step}: the next start worked");
     Ok(())
 }

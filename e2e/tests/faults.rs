@@ -5,13 +5,17 @@
 
 use std::fs;
 use std::path::PathBuf;
+use std::process::Command;
+use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
-use e2e::docker::try_docker;
+use e2e::docker::{docker, try_docker};
 use e2e::launch::{Ran, Running};
 use e2e::{SOON, World, wait_until};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
+
+const BUILD: Duration = Duration::from_secs(10 * 60);
 
 /// How far a session has come.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -168,4 +172,78 @@ fn whatever_is_killed_at_whatever_step_the_next_start_finds_a_machine_that_works
         eprintln!("{victim:?} killed while {step:?}: status {}", ran.code());
     }
     Ok(())
+}
+
+/// A world whose agent's image is built slowly, by a step that sleeps for as long as the name in the second value says.
+fn slow_build(image: &str) -> Result<(World, String)> {
+    let world = World::new("tools")?;
+    let nap = format!("12.{}", u32::from_str_radix(&world.id, 16)?);
+    let dockerfile = world.install_dir().join("Dockerfile");
+    let text = fs::read_to_string(&dockerfile)?;
+    fs::write(&dockerfile, format!("{text}RUN sleep {nap}\n"))?;
+    let shipped = std::env::var("PI_DOCKER_IMAGE").unwrap_or_else(|_| "pi-docker-agent:latest".into());
+    docker(["tag", &shipped, image])?;
+    Ok((world, nap))
+}
+
+/// Kills `victim` while the agent's image is built for the first time or, with an image, again.
+fn fault_in_a_build(victim: Victim, with_image: bool) -> Result<()> {
+    let image = format!("pi-e2e-build-{victim:?}-{with_image}:{}", std::process::id()).to_lowercase();
+    let (world, nap) = slow_build(&image)?;
+    if !with_image {
+        docker(["image", "rm", &image])?;
+    }
+    world.log_in_with_key()?;
+    let login = fs::read_to_string(world.auth_json())?;
+    let start = |words: &[&str]| world.pi_docker().env("PI_DOCKER_IMAGE", &image).args(words);
+    let run = start(if with_image { &["--rebuild", "-p", "hello"] } else { &["-p", "hello"] });
+    let run = run.without("ANTHROPIC_API_KEY").start()?;
+    let sleeps = || -> Result<bool> {
+        let found = Command::new("pgrep").args(["-f", &format!("^sleep {nap}")]).output()?;
+        Ok(found.status.success())
+    };
+    wait_until("the slow step is built", BUILD, || Ok(sleeps()?.then_some(())))?;
+    match victim {
+        Victim::Launcher => run.signal(Signal::SIGKILL)?,
+        _ => {
+            for pid in children(run.id())? {
+                kill(Pid::from_raw(pid), Signal::SIGKILL).context("cannot kill docker's command")?;
+            }
+        }
+    }
+    let ran = run.finish()?;
+    if matches!(victim, Victim::DockerCli) {
+        assert_eq!(ran.code(), 1, "{}", ran.stderr);
+        assert!(ran.stderr.contains("cannot build the images"), "{}", ran.stderr);
+        assert!(ran.stderr.contains("docker was ended by signal 9"), "{}", ran.stderr);
+    }
+    // Nothing of a session was there yet, and the login is as it was.
+    assert_eq!((world.leftovers()?, world.run_dirs()?), (Vec::new(), Vec::new()));
+    assert_eq!(fs::read_to_string(world.auth_json())?, login);
+
+    // With an image the next start goes on with it; without one it builds.
+    let next = start(&["-p", "hello"]).limit(BUILD).run()?.expect(0)?;
+    assert_eq!(next.stdout.trim(), "hello");
+    assert_eq!(next.stderr.contains("images are older than their sources"), with_image, "{}", next.stderr);
+    assert_eq!(next.stderr.contains("built the images (pi)"), !with_image, "{}", next.stderr);
+    assert_eq!(world.leftovers()?, Vec::<String>::new());
+    // A build whose launcher was killed goes on to its end.
+    wait_until("no build goes on", BUILD, || Ok((!sleeps()?).then_some(())))?;
+    docker(["image", "rm", "--force", &image])?;
+    Ok(())
+}
+
+#[test]
+fn a_kill_inside_an_image_build_leaves_nothing_and_the_next_start_works() -> Result<()> {
+    for (victim, with_image) in [(Victim::Launcher, true), (Victim::DockerCli, true), (Victim::DockerCli, false)] {
+        let case = format!("{victim:?} killed inside a build, with an image: {with_image}");
+        fault_in_a_build(victim, with_image).with_context(|| case.clone())?;
+    }
+    Ok(())
+}
+
+#[test]
+#[ignore = "long: the build that goes on without its launcher is waited for"]
+fn a_launcher_killed_inside_the_first_build_leaves_a_build_that_the_next_start_joins() -> Result<()> {
+    fault_in_a_build(Victim::Launcher, false)
 }

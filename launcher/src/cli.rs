@@ -110,6 +110,8 @@ pub(crate) enum Command {
     /// Show what the container's supervisor and the subagents said, in the session that runs or the last one
     #[command(after_help = help::LOGS)]
     Logs {
+        /// One of the sessions that run, by its name in `pi-docker status`; without one, those of the repository you are in
+        session: Option<String>,
         /// Show more as it comes
         #[arg(long, short)]
         follow: bool,
@@ -149,29 +151,36 @@ pub(crate) enum ModelsCommand {
     #[command(subcommand, after_help = help::OLLAMA)]
     Ollama(OllamaCommand),
     /// Say whether a server is connected, whether it answers, and which of its models pi offers
+    #[command(after_help = help::MODELS_STATUS)]
     Status,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Subcommand)]
 pub(crate) enum OllamaCommand {
     /// Connect the sessions that start from now on, with every model that the server has
+    #[command(after_help = help::OLLAMA_ENABLE)]
     Enable {
         /// The server, if it is not on this machine: a name or an address, and a port if it is not 11434
         #[arg(long, value_name = "HOST[:PORT]", value_hint = ValueHint::Other)]
         host: Option<String>,
     },
     /// Disconnect, and remove the files that `enable` made
+    #[command(after_help = help::OLLAMA_DISABLE)]
     Disable,
     /// List the models that the server has; those that pi offers are marked
+    #[command(after_help = help::OLLAMA_LIST)]
     List,
     /// Offer exactly the models that the server has now
+    #[command(after_help = help::OLLAMA_SYNC)]
     Sync,
     /// Offer these models too
+    #[command(after_help = help::OLLAMA_ADD)]
     Add {
         #[arg(required = true, value_name = "MODEL")]
         models: Vec<String>,
     },
     /// Offer these models no longer
+    #[command(after_help = help::OLLAMA_REMOVE)]
     Remove {
         #[arg(required = true, value_name = "MODEL")]
         models: Vec<String>,

@@ -3,6 +3,7 @@
 use std::ffi::OsString;
 use std::fs;
 use std::io::{self, Read, Seek};
+use std::os::unix::process::ExitStatusExt;
 use std::path::PathBuf;
 use std::process::ChildStdin;
 use std::thread;
@@ -56,7 +57,10 @@ pub(crate) fn build(
         let lines: Vec<&str> = text.lines().collect();
         lines[lines.len().saturating_sub(TAIL)..].iter().for_each(|line| terminal.say(line));
     }
-    Err(anyhow!("cannot build {what}: docker says why above"))
+    match status.signal() {
+        Some(signal) => Err(anyhow!("cannot build {what}: docker was ended by signal {signal}")),
+        None => Err(anyhow!("cannot build {what}: docker says why above")),
+    }
 }
 
 /// Runs the session's containers until pi has ended; returns its exit status.

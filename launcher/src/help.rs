@@ -29,10 +29,21 @@ Exit status: that of pi. What has arrived is said at the end.";
 
 pub(crate) const MODELS: &str = "\
 Examples:
-  pi-docker models ollama enable    connect the server on this machine
-  pi-docker models status           which server is connected, and what it offers
+  pi-docker models ollama enable    connect sessions to the Ollama server on this machine
+  pi-docker models status           what is connected, and what pi offers of it
 
-`pi-docker models ollama --help` has more.";
+`pi-docker models ollama --help` has more.
+
+Exit status: 0 if it is done; 1 if not, and nothing was changed.";
+
+pub(crate) const MODELS_STATUS: &str = "\
+Three lines at most: the server that sessions are connected to, whether it answers now and with which version, and the models of it that \
+pi offers. It changes nothing.
+
+Examples:
+  pi-docker models status
+
+Exit status: 0, whether a server is connected or not.";
 
 pub(crate) const OLLAMA: &str = "\
 pi reaches the server through the session's proxy, which lets inference through and nothing else: a session can neither pull nor \
@@ -46,7 +57,67 @@ Examples:
   pi-docker models ollama remove codellama:34b         offer one model less; the server keeps it
   pi-docker models ollama disable                      remove what `enable` made, and only that
 
-A server that listens on loopback only cannot be reached from a container; `enable` says so, and which address it needs.";
+A server that listens on loopback only cannot be reached from a container; `enable` says so, and which address it needs.
+
+Exit status: 0 if it is done; 1 if not, and nothing was changed.";
+
+pub(crate) const OLLAMA_ENABLE: &str = "\
+Asks the server for its version and its models, then writes docker-compose.override.yml, squid-local.conf and models.json in pi-docker's own \
+folder. An override of your own is not written over. Done again, it takes the other server, or the models that have come; what you have \
+written about a model in that models.json stays. Without --host it is the server on this machine, at the address that containers have for it.
+
+Examples:
+  pi-docker models ollama enable
+  pi-docker models ollama enable --host gpu.lan          port 11434, Ollama's own
+  pi-docker models ollama enable --host 10.0.0.9:8080
+
+Exit status: 0 if sessions are connected; 1 if the server does not answer or no container can reach it, and nothing was changed.";
+
+pub(crate) const OLLAMA_DISABLE: &str = "\
+Removes docker-compose.override.yml and squid-local.conf if `enable` wrote them, and the server's part of models.json in pi-docker's own folder. \
+What else you have in these is left. The server and its models are not touched; sessions that run stay connected.
+
+Examples:
+  pi-docker models ollama disable
+
+Exit status: 0, also if no server was connected.";
+
+pub(crate) const OLLAMA_LIST: &str = "\
+One line for each model: `*` is in front of those that pi offers, `!` of one that pi offers and the server has no longer. It asks the server that \
+is connected, else the one on this machine, and changes nothing.
+
+Examples:
+  pi-docker models ollama list
+  pi-docker models ollama list | sed -n 's/^[*] //p'     those that pi offers, by name
+
+Exit status: 1 if the server does not answer.";
+
+pub(crate) const OLLAMA_SYNC: &str = "\
+Rewrites the server's part of models.json in pi-docker's own folder: a model that is new comes in, also one that you had removed from the offer, and one \
+that is gone goes. Needs a server that is connected and answers.
+
+Examples:
+  ollama pull qwen3:8b && pi-docker models ollama sync
+
+Exit status: 1 if no server is connected or it does not answer, and nothing was changed.";
+
+pub(crate) const OLLAMA_ADD: &str = "\
+Adds to the server's part of models.json in pi-docker's own folder. The server must have the model; a name without a tag means `:latest`, as with Ollama. \
+One that pi offers already is no error.
+
+Examples:
+  pi-docker models ollama add codellama:34b
+  pi-docker models ollama add llama3.2 qwen3:8b
+
+Exit status: 1 if one of them is not there, and none was added.";
+
+pub(crate) const OLLAMA_REMOVE: &str = "\
+Takes models out of models.json in pi-docker's own folder. The server keeps them, and `add` or `sync` brings them back.
+
+Examples:
+  pi-docker models ollama remove codellama:34b
+
+Exit status: 1 if pi does not offer one of them, and none was removed.";
 
 pub(crate) const DOCTOR: &str = "\
 Each line is ok, a warning or failed; what is not ok is followed by its fix. To look at the network and at the token it starts a \
@@ -94,12 +165,17 @@ Examples:
   pi-docker status --json | jq -r '.sessions[].project'";
 
 pub(crate) const LOGS: &str = "\
+Without a name it is the repository you are in that is asked about; with one, as `pi-docker status` prints it, you may be anywhere, and the session \
+has to run. \
 What pi itself shows is for your terminal and is kept nowhere but in pi's own sessions. What the proxy did is in `docker compose logs \
 proxy`, with the project's name; README.md has the whole command.
 
 Examples:
   pi-docker logs
-  pi-docker logs -f          until the session ends or Ctrl-C";
+  pi-docker logs -f                         until the session ends or Ctrl-C
+  pi-docker logs pi-my-project-3f2a90c1     one of those that run, from anywhere
+
+Exit status: 1 if there is no such session.";
 
 pub(crate) const REPORT: &str = "\
 It names the files that changed and that tools on this machine run by themselves, files that have a second name outside of the \

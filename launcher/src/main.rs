@@ -89,7 +89,7 @@ fn run(invocation: Invocation) -> Result<u8> {
         Command::Allow(args) => allow::run(config, &args),
         Command::Denied { follow, all } => sessions::denied(&config, all, follow),
         Command::Status { json } => sessions::status(&config, json),
-        Command::Logs { follow } => sessions::logs(&config, follow),
+        Command::Logs { session, follow } => sessions::logs(&config, session.as_deref(), follow),
         Command::Report { json } => exit_report::show(&config, json),
         Command::Verify { json } => verify::run(config, &options, json),
         Command::Fetch => sessions::fetch(&config),

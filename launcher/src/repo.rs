@@ -48,7 +48,12 @@ pub(crate) struct GitFacts {
 impl Place {
     /// Finds the repository that `cwd` is in.
     pub(crate) fn find(cwd: &Path) -> Result<Place> {
-        let outside = || hinted("not inside a git repository", "cd into one first");
+        Place::find_or(cwd, "cd into one first")
+    }
+
+    /// The same, with what can be done outside of one.
+    pub(crate) fn find_or(cwd: &Path, advice: &str) -> Result<Place> {
+        let outside = || hinted("not inside a git repository", advice);
         let cwd = cwd.canonicalize().with_context(|| format!("cannot use the folder '{}'", cwd.display()))?;
         if let Some(bare) = cwd.ancestors().find(|dir| is_git_dir(dir)) {
             let (what, fix) = match bare.file_name() == Some(".git".as_ref()) {

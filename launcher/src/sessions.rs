@@ -42,12 +42,14 @@ struct Scene {
 }
 
 impl Scene {
-    fn new(config: &Config, all: bool) -> Result<Scene> {
+    /// `outside` is what else can be done where there is no repository.
+    fn new(config: &Config, all: bool, outside: &str) -> Result<Scene> {
+        let advice = || format!("cd into one{outside}");
         Ok(Scene {
             terminal: Terminal::new(true, config.no_colour),
             home: Home::find(config)?,
             docker: Docker::new(config, &BTreeMap::new()),
-            repository: if all { None } else { Some(Place::find(&config.cwd)?.id()) },
+            repository: if all { None } else { Some(Place::find_or(&config.cwd, &advice())?.id()) },
         })
     }
 
@@ -71,7 +73,7 @@ impl Scene {
 /// Ends the sessions of the repository that the user is in, or all of them, and waits until nothing is left of them. Those whose
 /// launcher is gone are cleaned up from here.
 pub(crate) fn stop(config: &Config, all: bool) -> Result<u8> {
-    let scene = Scene::new(config, all)?;
+    let scene = Scene::new(config, all, ", or pi-docker stop --all")?;
     let mut running = scene.running()?;
     // A look of `doctor` has no login to name, and ends by itself.
     running.retain(|(record, _)| !record.auth.as_os_str().is_empty());
@@ -111,7 +113,7 @@ fn end(scene: &Scene, record: &Record) -> Result<()> {
 
 /// Fetches what has been committed so far in the sessions of the repository that the user is in.
 pub(crate) fn fetch(config: &Config) -> Result<u8> {
-    let scene = Scene::new(config, false)?;
+    let scene = Scene::new(config, false, ": pi-docker status lists where sessions run")?;
     let Some((record, _)) = scene.running()?.pop() else {
         return Err(scene.none());
     };
@@ -135,7 +137,7 @@ pub(crate) fn fetch(config: &Config) -> Result<u8> {
 
 /// Lists the sessions of all repositories, and their subagents as pi-subagent in the container tells it.
 pub(crate) fn status(config: &Config, as_json: bool) -> Result<u8> {
-    let scene = Scene::new(config, true)?;
+    let scene = Scene::new(config, true, "")?;
     let running = scene.running()?;
     let orphans: Vec<Record> = Orphans::find(&scene.home)?.records().cloned().collect();
     let tasks: Vec<Option<Value>> = thread::scope(|scope| {
@@ -217,10 +219,18 @@ fn subagents(docker: &Docker, record: &Record) -> Option<Value> {
     answer.get("tasks").filter(|tasks| tasks.is_array()).cloned()
 }
 
-/// Shows what PID 1 and pi-subagent said in the sessions of this repository that run, else in the last one.
-pub(crate) fn logs(config: &Config, follow: bool) -> Result<u8> {
-    let scene = Scene::new(config, false)?;
-    let mut files: Vec<PathBuf> = scene.running()?.into_iter().map(|(_, run)| run.join("control/log")).collect();
+/// Shows what PID 1 and pi-subagent said: in the session of this name, else in those of this repository that run, else in the last one.
+pub(crate) fn logs(config: &Config, session: Option<&str>, follow: bool) -> Result<u8> {
+    let outside = ", or pi-docker logs SESSION: pi-docker status lists those that run";
+    let scene = Scene::new(config, session.is_some(), outside)?;
+    let mut running = scene.running()?;
+    if let Some(name) = session {
+        running.retain(|(record, _)| record.project == name || record.session == name);
+        if running.is_empty() {
+            return Err(hinted(format!("no session '{name}' is running"), "pi-docker status lists those that run"));
+        }
+    }
+    let mut files: Vec<PathBuf> = running.into_iter().map(|(_, run)| run.join("control/log")).collect();
     let runs = !files.is_empty();
     if !runs {
         if follow {
@@ -262,7 +272,7 @@ fn new_lines(file: &Path, at: &mut u64) -> Result<Vec<String>> {
 
 /// Shows what was refused, by host, in the sessions that run and those that have ended; `follow`: as it happens.
 pub(crate) fn denied(config: &Config, all: bool, follow: bool) -> Result<u8> {
-    let scene = Scene::new(config, all)?;
+    let scene = Scene::new(config, all, ", or pi-docker denied --all")?;
     let running: Vec<_> = scene.running()?.into_iter().filter(|(record, _)| !record.has_no_repository()).collect();
     if follow {
         if running.is_empty() {
