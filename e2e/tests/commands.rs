@@ -137,7 +137,8 @@ fn stop_returns_when_nothing_is_left_of_the_session() -> Result<()> {
     world.bare_pi_docker().arg("stop").within(&elsewhere).run()?.expect(1)?;
     assert!(!run.has_ended()?);
     // An engine that is not there is no session that has ended.
-    let gone = world.bare_pi_docker().arg("stop").env("DOCKER_HOST", "unix:///nonexistent.sock").run()?.expect(1)?.stderr;
+    let gone =
+        world.bare_pi_docker().arg("stop").env("DOCKER_HOST", "unix:///nonexistent.sock").run()?.expect(1)?.stderr;
     assert!(gone.contains("cannot reach the Docker engine"), "{gone}");
     assert!(!run.has_ended()?);
 

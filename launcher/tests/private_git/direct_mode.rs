@@ -121,12 +121,12 @@ fn what_stays_open_is_found_after_the_session() {
 fn the_ignore_file_gets_one_line_once_and_never_through_a_link() {
     let scene = Scene::new();
     scene.write(".gitignore", "target");
-    assert!(direct::ignore_worktrees(&scene.root).unwrap());
-    assert!(!direct::ignore_worktrees(&scene.root).unwrap());
+    assert!(direct::ignore_worktrees(&scene.root, None).unwrap());
+    assert!(!direct::ignore_worktrees(&scene.root, None).unwrap());
     assert_eq!(scene.read(".gitignore"), "target\n/.worktrees/\n");
     fs::remove_file(scene.root.join(".gitignore")).unwrap();
     std::os::unix::fs::symlink("../home/.bashrc", scene.root.join(".gitignore")).unwrap();
-    assert!(!direct::ignore_worktrees(&scene.root).unwrap());
+    assert!(!direct::ignore_worktrees(&scene.root, None).unwrap());
     assert_eq!(fs::read_to_string(scene.home.join(".bashrc")).unwrap(), "# mine\n");
 }
 

@@ -77,7 +77,7 @@ pub(crate) async fn answer(world: &World, sni: Option<&str>, request: Request<In
         "api.anthropic.com" => anthropic::answer(world, &scenario, asked, request).await,
         "api.github.com" => github::answer(world, &scenario, asked, request).await,
         "github.com" => git::answer(world, &scenario, asked, request).await,
-        npm::NAME => npm::answer(world, &scenario, asked, request).await,
+        name if npm::plays(&scenario, name) => npm::answer(world, &scenario, asked, request).await,
         _ => stranger(world, asked, request).await,
     }
 }

@@ -8,16 +8,19 @@ use crate::World;
 use crate::http::{self, Answer, Asked, Body};
 use crate::scenario::Scenario;
 
-pub(crate) const NAME: &str = "any.npmjs.org";
+/// Whether this name is the registry's: in a scenario that has packages, all those are that the shipped list allows.
+pub(crate) fn plays(scenario: &Scenario, name: &str) -> bool {
+    !scenario.npm.is_empty() && name.ends_with(".npmjs.org")
+}
 
 pub(crate) async fn answer(world: &World, scenario: &Scenario, asked: Asked<'_>, request: Request<Incoming>) -> Answer {
     http::read(request.into_body()).await?;
-    let response = say(scenario, &asked.path);
+    let response = say(scenario, &asked.host, &asked.path);
     asked.record(world, response.status(), "none", Value::Null);
     Ok(response)
 }
 
-fn say(scenario: &Scenario, path: &str) -> Response<Body> {
+fn say(scenario: &Scenario, host: &str, path: &str) -> Response<Body> {
     let name = path.trim_start_matches('/').replace("%2f", "/").replace("%2F", "/");
     let not_found = || http::reply(StatusCode::NOT_FOUND, &json!({ "error": "not_found" }));
     if let Some((package, file)) = name.split_once("/-/") {
@@ -32,7 +35,7 @@ fn say(scenario: &Scenario, path: &str) -> Response<Body> {
     }
     let Some(versions) = scenario.npm.get(&name) else { return not_found() };
     let entry = |version: &String| {
-        let archive = format!("https://{NAME}/{name}/-/{version}.tgz");
+        let archive = format!("https://{host}/{name}/-/{version}.tgz");
         (version.clone(), json!({ "name": name, "version": version, "dist": { "tarball": archive } }))
     };
     http::reply(
