@@ -203,10 +203,11 @@ fn fault_in_a_build(victim: Victim, with_image: bool) -> Result<()> {
         Ok(found.status.success())
     };
     wait_until("the slow step is built", BUILD, || Ok(sleeps()?.then_some(())))?;
+    let builders = children(run.id())?;
     match victim {
         Victim::Launcher => run.signal(Signal::SIGKILL)?,
         _ => {
-            for pid in children(run.id())? {
+            for pid in builders.iter().copied() {
                 kill(Pid::from_raw(pid), Signal::SIGKILL).context("cannot kill docker's command")?;
             }
         }
@@ -228,7 +229,8 @@ fn fault_in_a_build(victim: Victim, with_image: bool) -> Result<()> {
     assert_eq!(next.stderr.contains("built the images (pi)"), !with_image, "{}", next.stderr);
     assert_eq!(world.leftovers()?, Vec::<String>::new());
     // A build whose launcher was killed goes on to its end.
-    wait_until("no build goes on", BUILD, || Ok((!sleeps()?).then_some(())))?;
+    let ended = |pid: &i32| fs::read(format!("/proc/{pid}/cmdline")).map_or(true, |words| words.is_empty());
+    wait_until("no build goes on", BUILD, || Ok(builders.iter().all(ended).then_some(())))?;
     docker(["image", "rm", "--force", &image])?;
     Ok(())
 }
