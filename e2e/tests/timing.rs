@@ -55,7 +55,7 @@ fn a_session_starts_and_ends_little_later_than_a_bare_container() -> Result<()> 
         let bare: f64 = docker(["run", "--rm", "--entrypoint", "date", &image, CLOCK])?.trim().parse()?;
         let bare = bare - began;
         let began = now();
-        let ran = world.pi_docker().env("PI_DOCKER_COMPOSE_FILES", &files).run()?.expect(0)?;
+        let ran = world.pi_docker().env("PI_DOCKER_COMPOSE_FILES", &files).input("a prompt\n").run()?.expect(0)?;
         let ended = began + ran.took.as_secs_f64();
         let first: f64 = ran.stdout.trim().parse()?;
         more.push(first - began - bare);
@@ -108,7 +108,7 @@ fn the_launchers_own_share_of_a_session_is_small() -> Result<()> {
     for _ in 0..ROUNDS {
         fs::write(&log, "")?;
         let began = now();
-        let launch = world.pi_docker().env("PI_DOCKER_COMPOSE_FILES", &files);
+        let launch = world.pi_docker().env("PI_DOCKER_COMPOSE_FILES", &files).input("a prompt\n");
         let mut run = launch.env("PATH", format!("{}:{path}", bin.display())).start()?;
         let mut ticks = 0.0;
         while !run.has_ended()? {

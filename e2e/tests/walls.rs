@@ -84,10 +84,13 @@ fn build_launcher(sources: &Path, launcher: &Path) -> Result<()> {
     let _one = ONE.lock().unwrap_or_else(PoisonError::into_inner);
     // Not the folder that the real one is in; all walls use it, so that what the launcher depends on is built once.
     let target = Path::new(env!("CARGO_TARGET_TMPDIR")).join("walls");
-    let mut cargo = Command::new(env!("CARGO"));
-    cargo.args(["build", "--locked", "--quiet", "-p", "pi-docker"]).env("CARGO_TARGET_DIR", &target);
-    let ran = cargo.current_dir(sources).output().context("cannot run cargo")?;
-    ensure!(ran.status.success(), "the launcher cannot be built: {}", String::from_utf8_lossy(&ran.stderr));
+    // cargo tells two clones in one folder apart by time only: sources that waited for another wall's build would count as built.
+    for step in ["clean", "build"] {
+        let mut cargo = Command::new(env!("CARGO"));
+        cargo.args([step, "--locked", "--quiet", "-p", "pi-docker"]).env("CARGO_TARGET_DIR", &target);
+        let ran = cargo.current_dir(sources).output().context("cannot run cargo")?;
+        ensure!(ran.status.success(), "the launcher cannot be built: {}", String::from_utf8_lossy(&ran.stderr));
+    }
     fs::copy(target.join("debug/pi-docker"), launcher).context("cannot copy the launcher").map(drop)
 }
 
