@@ -17,6 +17,8 @@ pub(crate) struct Config {
     /// Where GitHub's API is, without a slash at the end.
     pub(crate) api: String,
     pub(crate) proxy: Proxy,
+    /// Where git looks for the user's own attributes if no setting says where they are.
+    pub(crate) attributes: Option<PathBuf>,
 }
 
 /// The proxy of `https:` addresses.
@@ -44,6 +46,9 @@ impl Config {
             depth: number("PI_SUBAGENT_DEPTH", 0)?,
             slots: number("PI_SUBAGENT_SLOTS", 3)?.clamp(1, 256) as usize,
             api: set(&["GITHUB_API_URL"]).unwrap_or("https://api.github.com".into()).trim_end_matches('/').to_owned(),
+            attributes: set(&["XDG_CONFIG_HOME"])
+                .or_else(|| set(&["HOME"]).map(|home| format!("{home}/.config")))
+                .map(|dir| PathBuf::from(dir).join("git/attributes")),
             proxy: Proxy {
                 url: set(&["HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy"]),
                 exceptions: set(&["NO_PROXY", "no_proxy"]),

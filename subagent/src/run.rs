@@ -245,7 +245,7 @@ async fn run_agent(config: &Config, job: &mut Job, instructions: &str) -> Result
     };
     let _slot = cancel.or(slots::take(job.store.dir(), config.slots, wait, told)).await?;
     job.stage(Stage::Preparing);
-    make_worktree(job).await?;
+    make_worktree(job, config.attributes.as_deref()).await?;
     job.cancel.check()?;
     let agent = pi::agent(config, job, instructions)?;
     job.stage(Stage::Running);
@@ -256,7 +256,7 @@ async fn run_agent(config: &Config, job: &mut Job, instructions: &str) -> Result
 }
 
 /// The worktree whole, or an error and nothing of it to be seen.
-async fn make_worktree(job: &mut Job) -> Result<()> {
+async fn make_worktree(job: &mut Job, attributes: Option<&std::path::Path>) -> Result<()> {
     let start = Oid::from_str(&job.state.base_oid).or_fail(Code::Internal, || "cannot read the base commit".into())?;
     if job.worktree.whole() {
         job.state.ready = true;
@@ -267,8 +267,7 @@ async fn make_worktree(job: &mut Job) -> Result<()> {
         let _lock = job.store.repository_lock().await?;
         job.worktree.prepare(&job.workspace, &job.state.task, start)?
     };
-    let source = job.workspace.here.workdir().map(std::path::Path::to_owned);
-    for (code, message) in job.worktree.fill(&fresh, source.as_deref()).await? {
+    for (code, message) in job.worktree.fill(&fresh, &job.workspace.here, attributes).await? {
         job.reporter.warning(code, &message);
     }
     // Written with the next stage; until then the worktree's name says the same.

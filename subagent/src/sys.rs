@@ -129,9 +129,8 @@ pub(crate) fn free_space(path: &Path) -> Option<u64> {
 /// What is in a regular file of at most 16 MB; agents can put a FIFO, or something without an end, in its place.
 pub(crate) fn read_file(path: &Path) -> io::Result<Vec<u8>> {
     use std::io::Read;
-    use std::os::unix::fs::OpenOptionsExt;
     const LIMIT: u64 = 16 << 20;
-    let file = fs::OpenOptions::new().read(true).custom_flags(nix::libc::O_NONBLOCK).open(path)?;
+    let file = open_file(path)?;
     let about = file.metadata()?;
     if !about.is_file() || about.len() > LIMIT {
         return Err(io::Error::new(io::ErrorKind::InvalidData, "not a regular file, or too large"));
@@ -139,6 +138,12 @@ pub(crate) fn read_file(path: &Path) -> io::Result<Vec<u8>> {
     let mut content = Vec::new();
     file.take(LIMIT).read_to_end(&mut content)?;
     Ok(content)
+}
+
+/// Opens a file for reading; a FIFO in its place is opened, too, and does not make us wait.
+pub(crate) fn open_file(path: &Path) -> io::Result<fs::File> {
+    use std::os::unix::fs::OpenOptionsExt;
+    fs::OpenOptions::new().read(true).custom_flags(nix::libc::O_NONBLOCK).open(path)
 }
 
 pub(crate) fn host_name() -> String {

@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 
 use git2::{ErrorCode, Oid, Repository};
 
+use crate::beside;
 use crate::failure::{Code, Failure, OrFail, Result, cause};
 use crate::git::Git;
 use crate::include;
@@ -82,27 +83,20 @@ impl Worktree {
         Ok(fresh)
     }
 
-    /// Second half, without the lock: git writes the files, and only then the worktree gets its name. Gives warnings.
-    pub(crate) async fn fill(&self, fresh: &Path, source: Option<&Path>) -> Result<Vec<(&'static str, String)>> {
+    /// Second half, without the lock: the files are written, and only then the worktree gets its name. Gives warnings.
+    /// `attributes` is where git looks for the user's own if no setting names another file.
+    pub(crate) async fn fill(
+        &self,
+        fresh: &Path,
+        here: &Repository,
+        attributes: Option<&Path>,
+    ) -> Result<Vec<(&'static str, String)>> {
         let mut warnings = Vec::new();
-        let workers = format!("checkout.workers={}", workers(source));
-        let reset = ["-c", &workers, "reset", "--hard", "--quiet"];
-        if let Err(failure) = self.git_at(fresh).run(&reset).await {
-            // git-lfs without its server, or without the files: their pointers are better than no worktree.
-            let pointers = self.git_at(fresh).with("GIT_LFS_SKIP_SMUDGE", "1");
-            if !failure.message.contains("lfs") || pointers.run(&reset).await.is_err() {
-                let failure = failure.code(Code::Setup);
-                return Err(match sys::free_space(fresh) {
-                    Some(free) if free < 64 << 20 => failure.hint(format!("only {} MB are free there", free >> 20)),
-                    _ => failure,
-                });
-            }
-            warnings.push((
-                "lfs_pointers",
-                "large files are there as pointers only: git-lfs could not fetch them".to_owned(),
-            ));
+        let copied = Repository::open(fresh).and_then(|there| beside::copy(here, &there, fresh, attributes));
+        if !copied.unwrap_or(false) {
+            warnings.extend(self.check_out(fresh, here).await?);
         }
-        if let Some(source) = source {
+        if let Some(source) = here.workdir() {
             match include::copy(source, fresh).await {
                 Ok(problems) if problems.is_empty() => {}
                 Ok(problems) => {
@@ -116,6 +110,24 @@ impl Worktree {
         }
         fs::rename(fresh, &self.path).or_fail(Code::Setup, || format!("cannot create '{}'", self.path.display()))?;
         Ok(warnings)
+    }
+
+    /// git writes what is not there yet.
+    async fn check_out(&self, fresh: &Path, here: &Repository) -> Result<Option<(&'static str, String)>> {
+        let workers = format!("checkout.workers={}", workers(here));
+        let reset = ["-c", &workers, "reset", "--hard", "--quiet"];
+        let Err(failure) = self.git_at(fresh).run(&reset).await else { return Ok(None) };
+        // git-lfs without its server, or without the files: their pointers are better than no worktree.
+        let pointers = self.git_at(fresh).with("GIT_LFS_SKIP_SMUDGE", "1");
+        if !failure.message.contains("lfs") || pointers.run(&reset).await.is_err() {
+            let failure = failure.code(Code::Setup);
+            return Err(match sys::free_space(fresh) {
+                Some(free) if free < 64 << 20 => failure.hint(format!("only {} MB are free there", free >> 20)),
+                _ => failure,
+            });
+        }
+        let pointers = "large files are there as pointers only: git-lfs could not fetch them".to_owned();
+        Ok(Some(("lfs_pointers", pointers)))
     }
 
     /// git's own files about the worktree, put in place as a whole.
@@ -193,10 +205,8 @@ impl Worktree {
 
 /// How many processes are to write the files: each costs milliseconds to start, so for few files only two. The index of the
 /// checkout beside it says how many there are, at some 100 bytes for each.
-fn workers(source: Option<&Path>) -> u8 {
-    let index =
-        source.and_then(|source| Repository::open(source).ok()).map(|repository| repository.path().join("index"));
-    let size = index.and_then(|index| fs::metadata(index).ok()).map_or(0, |meta| meta.len());
+fn workers(here: &Repository) -> u8 {
+    let size = fs::metadata(here.path().join("index")).map_or(0, |meta| meta.len());
     if size < 1 << 20 { 2 } else { 4 }
 }
 

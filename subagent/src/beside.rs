@@ -1,0 +1,193 @@
+//! The files of a new worktree that the checkout beside it has already: to copy one costs less than to unpack it, and the
+//! processors share them. Each is hashed on the way and kept only if it is the blob that the commit names, so that nothing
+//! somebody has changed there gets in. All that is not that simple is left to git: submodules, large files, names that no
+//! repository should have, and the whole of a repository in which git would convert what it writes.
+
+use std::ffi::OsStr;
+use std::fs::{self, Metadata, OpenOptions};
+use std::io::{self, Read, Write};
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt, symlink};
+use std::path::Path;
+use std::sync::Mutex;
+use std::thread;
+
+use git2::{Index, IndexEntry, IndexTime, Oid, Repository};
+use sha1::{Digest, Sha1};
+
+use crate::sys;
+
+/// Bytes of a file that is left to git: to start a git costs little beside it, and each thread holds a whole file in memory.
+const LARGE: u32 = 1 << 20;
+
+/// git's modes: a file, one that can be run, a symbolic link.
+const FILE: u32 = 0o100_644;
+const PROGRAM: u32 = 0o100_755;
+const LINK: u32 = 0o120_000;
+/// No mode: what could not be copied.
+const NOT_COPIED: u32 = 0;
+
+/// Copies what the checkout of `from` has of the commit that the worktree `to` is at into its files' place, `target`, which is
+/// empty, and makes an index of just that. Says whether it is all of the commit; if not, or after an error, git has to write
+/// the rest, and can. `attributes` is where git looks for the user's own if no setting names another file.
+pub(crate) fn copy(
+    from: &Repository,
+    to: &Repository,
+    target: &Path,
+    attributes: Option<&Path>,
+) -> Result<bool, git2::Error> {
+    let Some(source) = from.workdir() else { return Ok(false) };
+    let mut tree = Index::new()?;
+    tree.read_tree(&to.head()?.peel_to_tree()?)?;
+    let tree: Vec<IndexEntry> = tree.iter().collect();
+    if converts(to, &tree, attributes)? || !tree.iter().all(|entry| harmless(&entry.path)) {
+        return Ok(false);
+    }
+    let all = tree.len();
+    let files = copied(shared(tree, &from.index()?), source, target);
+    // Opened without its repository, so that not every object is looked up.
+    let mut index = Index::open(&to.path().join("index"))?;
+    index.clear()?;
+    for file in &files {
+        index.add(file)?;
+    }
+    index.write()?;
+    Ok(files.len() == all)
+}
+
+/// Whether git may write something else than what it has stored, or not all of it.
+fn converts(to: &Repository, tree: &[IndexEntry], attributes: Option<&Path>) -> Result<bool, git2::Error> {
+    let config = to.config()?.snapshot()?;
+    let text = |name| config.get_str(name).unwrap_or_default().to_ascii_lowercase();
+    let yes = |name, default| config.get_bool(name).unwrap_or(default);
+    if !matches!(text("core.autocrlf").as_str(), "" | "false" | "input")
+        || text("core.eol") == "crlf"
+        || yes("core.sparseCheckout", false)
+        || !yes("core.symlinks", true)
+    {
+        return Ok(true);
+    }
+    let own = config.get_path("core.attributesFile").ok().or(attributes.map(Path::to_owned));
+    for path in [own, Some(to.commondir().join("info/attributes")), Some("/etc/gitattributes".into())] {
+        match path.map_or(Ok(Vec::new()), |path| sys::read_file(&path)) {
+            Ok(attributes) if !convert(&attributes) => {}
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            _ => return Ok(true),
+        }
+    }
+    for entry in tree.iter().filter(|entry| entry.path.ends_with(b".gitattributes")) {
+        if entry.mode == LINK || convert(to.find_blob(entry.id)?.content()) {
+            return Ok(true);
+        }
+    }
+    Ok(false)
+}
+
+/// Whether a file of attributes has one that changes content: `filter`, `ident`, `working-tree-encoding`, `eol=crlf`, `crlf`.
+fn convert(attributes: &[u8]) -> bool {
+    let has = |word: &[u8]| attributes.windows(word.len()).any(|part| part == word);
+    [&b"filter"[..], b"ident", b"encoding", b"crlf"].into_iter().any(has)
+}
+
+/// Git refuses to write paths that lead out of a worktree or into a git directory; it says so better than we could.
+fn harmless(path: &[u8]) -> bool {
+    path.split(|byte| *byte == b'/').all(|part| {
+        let lower = part.to_ascii_lowercase();
+        !matches!(&lower[..], b"" | b"." | b".." | b".git") && !lower.starts_with(b"git~") && !part.contains(&b'\\')
+    })
+}
+
+/// Of the entries of `tree` those that the checkout has too, small ones. `file_size` is what it was there.
+fn shared(tree: Vec<IndexEntry>, checkout: &Index) -> Vec<IndexEntry> {
+    let mut others = checkout.iter().peekable();
+    let have = |mut entry: IndexEntry| {
+        // Both are sorted.
+        while others.next_if(|other| other.path < entry.path).is_some() {}
+        let other =
+            others.next_if(|other| (&other.path, other.id, other.mode) == (&entry.path, entry.id, entry.mode))?;
+        entry.file_size = other.file_size;
+        (matches!(entry.mode, FILE | PROGRAM | LINK) && other.file_size < LARGE).then_some(entry)
+    };
+    tree.into_iter().filter_map(have).collect()
+}
+
+/// Copies files; gives those for which it worked, with what the file system says about the copy.
+fn copied(files: Vec<IndexEntry>, from: &Path, to: &Path) -> Vec<IndexEntry> {
+    let (mut links, mut files): (Vec<_>, Vec<_>) = files.into_iter().partition(|file| file.mode == LINK);
+    let folders = Mutex::new(files.chunk_by_mut(|a, b| folder(&a.path) == folder(&b.path)));
+    let next = || folders.lock().ok().and_then(|mut folders| folders.next());
+    let work = || {
+        let mut buffer = Vec::new();
+        while let Some(files) = next() {
+            copy_folder(files, from, to, &mut buffer);
+        }
+    };
+    let threads = thread::available_parallelism().map_or(2, usize::from).min(8);
+    thread::scope(|scope| (0..threads).for_each(|_| drop(scope.spawn(work))));
+    // No file can be written through a link if all are there before the first link is.
+    for link in links.chunk_by_mut(|a, b| folder(&a.path) == folder(&b.path)) {
+        copy_folder(link, from, to, &mut Vec::new());
+    }
+    files.append(&mut links);
+    files.retain(|file| file.mode != NOT_COPIED);
+    files.sort_unstable_by(|a, b| a.path.cmp(&b.path));
+    files
+}
+
+/// Files of one folder.
+fn copy_folder(files: &mut [IndexEntry], from: &Path, to: &Path, buffer: &mut Vec<u8>) {
+    let (mut from, mut to) = (from.join(folder(&files[0].path)), to.join(folder(&files[0].path)));
+    let _ = fs::create_dir_all(&to);
+    for file in files {
+        let name = path(&file.path).file_name().unwrap_or_default();
+        from.push(name);
+        to.push(name);
+        match copy_one(file, &from, &to, buffer) {
+            Ok(about) => describe(file, &about),
+            Err(_) => file.mode = NOT_COPIED,
+        }
+        from.pop();
+        to.pop();
+    }
+}
+
+fn copy_one(file: &IndexEntry, from: &Path, to: &Path, buffer: &mut Vec<u8>) -> io::Result<Metadata> {
+    if file.mode == LINK {
+        let target = fs::read_link(from)?;
+        is_blob(file.id, target.as_os_str().as_bytes())?;
+        symlink(target, to)?;
+        return fs::symlink_metadata(to);
+    }
+    buffer.clear();
+    buffer.reserve(file.file_size as usize);
+    // One read is enough: what is longer is not the blob, and what is longer than it was has no matter.
+    sys::open_file(from)?.take(file.file_size.into()).read_to_end(buffer)?;
+    is_blob(file.id, buffer)?;
+    let mode = if file.mode == PROGRAM { 0o777 } else { 0o666 };
+    let mut copy = OpenOptions::new().write(true).create_new(true).mode(mode).open(to)?;
+    copy.write_all(buffer)?;
+    copy.metadata()
+}
+
+fn is_blob(id: Oid, content: &[u8]) -> io::Result<()> {
+    let head = format!("blob {}\0", content.len());
+    let hash = Sha1::new().chain_update(head).chain_update(content).finalize();
+    if hash[..] == *id.as_bytes() { Ok(()) } else { Err(io::ErrorKind::InvalidData.into()) }
+}
+
+/// By these git sees that nobody has touched the file since; of each it keeps the lower 32 bits.
+fn describe(file: &mut IndexEntry, about: &Metadata) {
+    file.ctime = IndexTime::new(about.ctime() as i32, about.ctime_nsec() as u32);
+    file.mtime = IndexTime::new(about.mtime() as i32, about.mtime_nsec() as u32);
+    (file.dev, file.ino) = (about.dev() as u32, about.ino() as u32);
+    (file.uid, file.gid) = (about.uid(), about.gid());
+    file.file_size = about.len() as u32;
+}
+
+fn path(bytes: &[u8]) -> &Path {
+    Path::new(OsStr::from_bytes(bytes))
+}
+
+fn folder(file: &[u8]) -> &Path {
+    path(&file[..file.iter().rposition(|byte| *byte == b'/').unwrap_or(0)])
+}
