@@ -103,8 +103,7 @@ fn shared(tree: Vec<IndexEntry>, checkout: &Index) -> Vec<IndexEntry> {
     let have = |mut entry: IndexEntry| {
         // Both are sorted.
         while others.next_if(|other| other.path < entry.path).is_some() {}
-        let other =
-            others.next_if(|other| (&other.path, other.id, other.mode) == (&entry.path, entry.id, entry.mode))?;
+        let other = others.next_if(|other| (&other.path, other.id) == (&entry.path, entry.id))?;
         entry.file_size = other.file_size;
         (matches!(entry.mode, FILE | PROGRAM | LINK) && other.file_size < LARGE).then_some(entry)
     };
@@ -190,4 +189,58 @@ fn path(bytes: &[u8]) -> &Path {
 
 fn folder(file: &[u8]) -> &Path {
     path(&file[..file.iter().rposition(|byte| *byte == b'/').unwrap_or(0)])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn entry(path: &str, mode: u32, content: &[u8]) -> IndexEntry {
+        let time = IndexTime::new(0, 0);
+        IndexEntry {
+            ctime: time,
+            mtime: time,
+            dev: 0,
+            ino: 0,
+            mode,
+            uid: 0,
+            gid: 0,
+            file_size: content.len() as u32,
+            id: Oid::hash_object(git2::ObjectType::Blob, content).unwrap(),
+            flags: 0,
+            flags_extended: 0,
+            path: path.into(),
+        }
+    }
+
+    #[test]
+    fn no_file_is_written_through_a_link() {
+        let root = tempfile::tempdir().unwrap();
+        let (from, to) = (root.path().join("from"), root.path().join("deep/to"));
+        for dir in ["from", "o", "deep/o", "deep/to"] {
+            fs::create_dir_all(root.path().join(dir)).unwrap();
+        }
+        // The commit has both a link and a file below it, and the link leads elsewhere from the copy.
+        symlink("../o", from.join("a")).unwrap();
+        fs::write(root.path().join("o/b"), "x").unwrap();
+        let link = || entry("a", LINK, b"../o");
+        let names = |files: Vec<IndexEntry>| files.into_iter().map(|file| file.path).collect::<Vec<_>>();
+        assert_eq!(names(copied(vec![link(), entry("a/b", FILE, b"x")], &from, &to)), [b"a/b"]);
+        assert!(fs::symlink_metadata(to.join("a")).unwrap().is_dir());
+        assert!(fs::read_dir(root.path().join("deep/o")).unwrap().next().is_none());
+        // The twin: alone, the link is made.
+        fs::remove_dir_all(to.join("a")).unwrap();
+        assert_eq!(names(copied(vec![link()], &from, &to)), [b"a"]);
+        assert_eq!(fs::read_link(to.join("a")).unwrap(), Path::new("../o"));
+    }
+
+    #[test]
+    fn paths_into_a_git_directory_or_out_of_the_worktree_are_left_to_git() {
+        for bad in ["../x", "a/../x", "/x", ".git/config", ".GIT/x", "a/.gIt", "git~1/x", "a\\b", "a//b", "."] {
+            assert!(!harmless(bad.as_bytes()), "{bad}");
+        }
+        for good in ["a", ".gitignore", ".github/x", "git", "a..b/c", "ü \"x"] {
+            assert!(harmless(good.as_bytes()), "{good}");
+        }
+    }
 }

@@ -2,6 +2,7 @@
 #![allow(clippy::unwrap_used, dead_code, unreachable_pub, reason = "helpers of tests")]
 #![allow(clippy::disallowed_methods, reason = "tests start programs")]
 
+mod beside;
 mod cleanup;
 mod crash;
 mod delivery;
