@@ -1,8 +1,6 @@
 //! pi, run once in a worktree: started, listened to, limited, ended with everything it has started. Says how it went; that
 //! it went badly is a value here, not an error.
 
-use std::fs::File;
-use std::io::Write;
 use std::path::PathBuf;
 use std::process::{ExitStatus, Stdio};
 use std::time::{Duration, Instant};
@@ -16,6 +14,7 @@ use crate::failure::{Code, Failure, OrFail, Result};
 use crate::git::Git;
 use crate::limits::{Limits, Stop, Watch};
 use crate::probe::Probe;
+use crate::raw_log::{Errors, Log};
 use crate::report::{AgentEnd, DiffStat, Reporter, Usage};
 use crate::stream::{Assistant, Lines, PiEvent, clip};
 use crate::sys;
@@ -52,8 +51,9 @@ const PRIVATE: &[&str] = &["GH_TOKEN", "GITHUB_TOKEN", "PI_GH_TOKEN", "PI_SESSIO
 
 /// From SIGTERM to SIGKILL. Below the container's own grace, so that there is time left to commit.
 const GRACE: Duration = Duration::from_secs(5);
+/// From SIGKILL, or from an end that nobody is told of, to going on without it.
+const UNKILLABLE: Duration = Duration::from_secs(5);
 const TICK: Duration = Duration::from_millis(250);
-const RAW_LOG: u64 = 20 << 20;
 
 impl Agent {
     /// Runs pi to its end. `beat` is called about once a second.
@@ -79,7 +79,7 @@ impl Agent {
         let (mut out, mut err) = (vec![0; 64 << 10], vec![0; 4 << 10]);
         let status = loop {
             tokio::select! {
-                status = child.wait() => break status.or_fail(Code::Internal, || "cannot wait for 'pi'".into())?,
+                status = child.wait() => break Some(status.or_fail(Code::Internal, || "cannot wait for 'pi'".into())?),
                 read = read(&mut stdout, &mut out) => run.take(&out[..read], reporter),
                 read = read(&mut stderr, &mut err) => errors.take(&err[..read]),
                 () = &mut feed, if !fed => fed = true,
@@ -89,6 +89,9 @@ impl Agent {
                     ticks += 1;
                     probe.tick();
                     run.tick(reporter, probe.last);
+                    if run.given_up(pid) {
+                        break None;
+                    }
                     if ticks.is_multiple_of(4) {
                         sys::reap_adopted(&[pid]);
                         beat();
@@ -148,7 +151,8 @@ async fn read(stream: &mut Option<impl AsyncReadExt + Unpin>, buffer: &mut [u8])
 async fn end_descendants(reporter: &mut Reporter) {
     let deadline = Instant::now() + Duration::from_secs(5);
     loop {
-        if !sys::kill_descendants() {
+        sys::kill_descendants();
+        if !sys::reap_children() {
             return;
         }
         if Instant::now() > deadline {
@@ -172,6 +176,8 @@ struct Run {
     /// Why and since when it is being stopped.
     stop: Option<(Option<Failure>, Instant)>,
     told: bool,
+    /// Since when pi is dead or ought to be.
+    dead: Option<Instant>,
 }
 
 impl Run {
@@ -188,6 +194,7 @@ impl Run {
             changed: true,
             stop: None,
             told: false,
+            dead: None,
         }
     }
 
@@ -272,17 +279,31 @@ impl Run {
                 self.told = true;
             } else if since.elapsed() > GRACE {
                 sys::kill_hard(pid);
+                self.dead.get_or_insert_with(Instant::now);
             }
         }
     }
 
-    fn finish(self, status: ExitStatus, stderr: &str) -> Finished {
+    /// Whether to go on without having been told of pi's end. Of the end of a process that is traced only the tracer is told, until it
+    /// has ended too: so one that pi has started ends with it.
+    fn given_up(&mut self, pid: u32) -> bool {
+        if sys::start_of(pid).is_none() {
+            self.dead.get_or_insert_with(Instant::now);
+        }
+        if self.dead.is_some() {
+            sys::kill_descendants();
+        }
+        self.dead.is_some_and(|since| since.elapsed() > UNKILLABLE)
+    }
+
+    /// How it went; no status: nobody was told of pi's end.
+    fn finish(self, status: Option<ExitStatus>, stderr: &str) -> Finished {
         use std::os::unix::process::ExitStatusExt;
         let stop_reason = self.last.as_ref().map(|message| message.stop_reason.clone());
         let end = AgentEnd {
             stop_reason: stop_reason.clone(),
-            exit_code: status.code(),
-            signal: status.signal(),
+            exit_code: status.and_then(|status| status.code()),
+            signal: status.and_then(|status| status.signal()),
             turns: self.watch.turns,
             session: String::new(),
         };
@@ -316,70 +337,18 @@ fn model_error(said: String) -> Failure {
     Failure::new(Code::ModelError, format!("the model failed: {said}")).hint("its work is kept; go on with resume")
 }
 
-fn crash(status: ExitStatus, stderr: &str, started: bool, last: Option<&Assistant>) -> Failure {
+fn crash(status: Option<ExitStatus>, stderr: &str, started: bool, last: Option<&Assistant>) -> Failure {
     use std::os::unix::process::ExitStatusExt;
     if let Some(error) = last.and_then(|message| message.error.as_deref()) {
         return model_error(clip(error, 400));
     }
-    let how = match (status.code(), status.signal()) {
-        (Some(code), _) => format!("status {code}"),
-        (None, Some(9)) => "signal 9 (killed; perhaps out of memory)".into(),
-        (None, signal) => format!("signal {}", signal.unwrap_or(0)),
+    let how = match status.map(|status| (status.code(), status.signal())) {
+        None => "a status that nobody was told".into(),
+        Some((Some(code), _)) => format!("status {code}"),
+        Some((None, Some(9))) => "signal 9 (killed; perhaps out of memory)".into(),
+        Some((None, signal)) => format!("signal {}", signal.unwrap_or(0)),
     };
     let said = stderr.lines().rev().find(|line| !line.trim().is_empty()).unwrap_or("");
     let failure = Failure::new(Code::Crashed, format!("pi ended with {how}: {}", clip(said.trim(), 300)));
     if started { failure.hint("its work is kept; go on with resume") } else { failure }
-}
-
-/// pi's events on disk, at most two files of 20 MB. A full disk ends the log, not the run.
-struct Log {
-    path: PathBuf,
-    file: Option<File>,
-    size: u64,
-}
-
-impl Log {
-    fn open(path: PathBuf) -> Self {
-        use std::os::unix::fs::OpenOptionsExt;
-        let file = File::options().append(true).create(true).mode(0o600).open(&path).ok();
-        let size = file.as_ref().and_then(|file| file.metadata().ok()).map_or(0, |meta| meta.len());
-        Log { path, file, size }
-    }
-
-    fn write(&mut self, bytes: &[u8]) {
-        if self.size > RAW_LOG {
-            let _ = std::fs::rename(&self.path, self.path.with_extension("ndjson.1"));
-            *self = Log::open(self.path.clone());
-        }
-        let written = self.file.as_mut().map(|file| file.write_all(bytes));
-        if let Some(Err(_)) = written {
-            self.file = None;
-        }
-        self.size += bytes.len() as u64;
-    }
-}
-
-/// pi's standard error: the first megabyte on disk, the end of it in memory.
-struct Errors {
-    log: Log,
-    tail: Vec<u8>,
-}
-
-impl Errors {
-    fn open(path: &std::path::Path) -> Self {
-        Errors { log: Log::open(path.to_owned()), tail: Vec::new() }
-    }
-
-    fn take(&mut self, bytes: &[u8]) {
-        if self.log.size < 1 << 20 {
-            self.log.write(bytes);
-        }
-        self.tail.extend_from_slice(bytes);
-        let surplus = self.tail.len().saturating_sub(4 << 10);
-        self.tail.drain(..surplus);
-    }
-
-    fn last(&self) -> String {
-        String::from_utf8_lossy(&self.tail).into_owned()
-    }
 }

@@ -28,6 +28,7 @@ mod pkt;
 mod pr_text;
 mod preflight;
 mod probe;
+mod raw_log;
 mod recover;
 mod remote;
 mod repo;

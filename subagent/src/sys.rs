@@ -62,9 +62,8 @@ pub(crate) fn reap_adopted(own: &[u32]) {
     }
 }
 
-/// Kills every descendant and reaps all children. One pass: says whether any is left, so call it until none is. Only the
-/// absence of children says so for sure: a list of processes is made one by one, and orphans become ours meanwhile.
-pub(crate) fn kill_descendants() -> bool {
+/// Kills every descendant that there is now.
+pub(crate) fn kill_descendants() {
     let me = getpid().as_raw() as u32;
     let all = processes();
     let mut ours: HashSet<u32> = HashSet::from([me]);
@@ -80,6 +79,11 @@ pub(crate) fn kill_descendants() -> bool {
         ours.extend(found);
     }
     ours.into_iter().filter(|pid| *pid != me).for_each(kill_hard);
+}
+
+/// Reaps every child that has ended; says whether any is left. Only the absence of children says for sure that all descendants
+/// are dead: a list of processes is made one by one, and orphans become ours meanwhile.
+pub(crate) fn reap_children() -> bool {
     loop {
         match waitpid(None, Some(WaitPidFlag::WNOHANG)) {
             Ok(WaitStatus::StillAlive) => return true,

@@ -1,5 +1,7 @@
 //! However a run ends: it ends, everything it has started ends with it, and its work is kept.
 
+use std::time::Instant;
+
 use serde_json::Value;
 
 use crate::lab::{Lab, finish, signal, wait_for};
@@ -101,11 +103,67 @@ fn a_pi_that_ignores_the_end_is_killed_with_all_it_has_started() {
     assert_eq!(ran.result()["pr"]["draft"], true, "{ran:?}");
 }
 
+/// pi, and a child of its that traces it, ignores every request to end, and never waits for pi: until the tracer ends, nobody else
+/// is told of pi's own end. With an argument, pi ends by itself then.
+const TRACED: &str = r#"
+import ctypes, os, signal, sys, time
+libc = ctypes.CDLL(None, use_errno=True)
+PR_SET_PTRACER, ANYBODY, PTRACE_SEIZE = 0x59616d61, ctypes.c_ulong(-1), 0x4206
+libc.prctl(PR_SET_PTRACER, ANYBODY, 0, 0, 0)
+pi, told = os.getpid(), os.environ["PI_SCRIPTS"] + "/traced"
+if os.fork() == 0:
+    os.setsid()
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    if libc.ptrace(PTRACE_SEIZE, pi, None, None) == 0: open(told, "w").write("yes")
+    while True: time.sleep(1)
+while len(sys.argv) == 1 or not os.path.exists(told): time.sleep(0.01)
+"#;
+
+#[test]
+fn a_pi_whose_end_its_tracer_keeps_back_ends_in_time_with_its_result() {
+    let program = format!("exec python3 -c '{TRACED}'");
+    let started = Instant::now();
+    let (lab, _) = ended(&program, &["--timeout", "2s"], 8, "timeout", "timeout");
+    assert!(lab.scripts.join("traced").exists() && started.elapsed().as_secs() < 15);
+    // One that ends by itself needs no limit.
+    let lab = Lab::new();
+    lab.script("x", &format!("commit a a a; say done; settle; {program} ends"));
+    let started = Instant::now();
+    assert_eq!(lab.spawn("x", &[]).code, 0);
+    assert!(lab.scripts.join("traced").exists() && started.elapsed().as_secs() < 8);
+}
+
+#[test]
+fn a_pi_whose_tracer_is_out_of_reach_is_given_up_and_its_work_is_kept() {
+    let lab = Lab::new();
+    let allow =
+        "import ctypes, time; ctypes.CDLL(None).prctl(0x59616d61, ctypes.c_ulong(-1), 0, 0, 0); time.sleep(1000)";
+    lab.script("x", &format!("commit kept kept kept; echo more >left; exec python3 -c '{allow}'"));
+    let child = lab.start_spawn("x", &["--timeout", "3s"]);
+    wait_for("pi runs", || lab.worktree("x").join("left").exists());
+    let pi = std::fs::read_to_string(lab.scripts.join("x.pid")).unwrap();
+    let trace = "import ctypes, sys, time; print(ctypes.CDLL(None).ptrace(0x4206, int(sys.argv[1]), None, None), flush=True); time.sleep(1000)";
+    let mut tracer = std::process::Command::new("python3");
+    let mut tracer = tracer.args(["-c", trace, pi.trim()]).stdout(std::process::Stdio::piped()).spawn().unwrap();
+    let mut said = [0; 1];
+    std::io::Read::read_exact(tracer.stdout.as_mut().unwrap(), &mut said).unwrap();
+    let started = Instant::now();
+    wait_for("the runner ends", || std::path::Path::new(&format!("/proc/{}/exe", child.id())).read_link().is_err());
+    let ran = finish(child);
+    tracer.kill().unwrap();
+    tracer.wait().unwrap();
+    assert_eq!((&said, ran.code, ran.result()["state"].as_str()), (b"0", 8, Some("timeout")), "{ran:?}");
+    assert!(started.elapsed().as_secs() < 30, "{:?}", started.elapsed());
+    assert!(ran.stdout.contains("processes_left"), "{ran:?}");
+    assert_eq!(lab.sh("git diff --name-only main subagent/x"), "kept\nleft");
+    draft(&lab);
+}
+
 #[test]
 fn a_background_process_that_keeps_the_pipes_open_holds_nothing_up() {
     let lab = Lab::new();
     lab.script("x", "commit a a a; (setsid sleep 71003 &); say done; settle");
-    let started = std::time::Instant::now();
+    let started = Instant::now();
     assert_eq!(lab.spawn("x", &[]).code, 0);
     assert!(started.elapsed().as_secs() < 8);
     assert!(!std::process::Command::new("pgrep").args(["-f", "sleep 71003"]).output().unwrap().status.success());
