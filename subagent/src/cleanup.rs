@@ -3,13 +3,14 @@
 
 use std::fs;
 
+use git2::Oid;
 use serde_json::{Value, json};
 
 use crate::config::Config;
 use crate::failure::{Code, OrFail, Result};
 use crate::git::Git;
 use crate::job::end_leftovers;
-use crate::judge::{Safe, reasons_to_keep, tips};
+use crate::judge::{Safe, judge, tips};
 use crate::preflight::{self, Remote};
 use crate::remote::Heads;
 use crate::repo::Workspace;
@@ -120,23 +121,37 @@ async fn one(
         None => None,
     };
     let _lock = store.repository_lock().await?;
+    let worktree = Worktree::of(workspace, &state);
+    worktree.put_back()?;
     if wish.discard {
         if wish.dry_run {
             return Ok(removed(dir, None));
         }
-        let trash = discard(workspace, store, dir, &state).await?;
-        return Ok(removed(dir, Some(trash)));
+        let discarded = discard(workspace, store, dir, &state, &worktree).await;
+        if discarded.is_err() {
+            worktree.put_back()?;
+        }
+        return Ok(removed(dir, Some(discarded?)));
     }
-    let mut reasons = reasons_to_keep(workspace, &state, safe.as_ref()).await;
-    // Nothing would be lost, but it would be forgotten.
-    if wish.all && reasons.is_empty() && undelivered(&state) {
-        reasons.push(format!("its pull request is not open yet: finish {0}, or cleanup {0}", state.task));
-    }
-    if !reasons.is_empty() {
+    if let Err(reasons) = judge(workspace, &worktree, &state, safe.as_ref()).await {
         return Ok(kept(dir, reasons));
     }
-    if !wish.dry_run {
-        remove(workspace, dir, &state, wish.keep_branch)?;
+    // Nothing would be lost, but it would be forgotten.
+    if wish.all && undelivered(&state) {
+        let reason = format!("its pull request is not open yet: finish {0}, or cleanup {0}", state.task);
+        return Ok(kept(dir, vec![reason]));
+    }
+    if wish.dry_run {
+        return Ok(removed(dir, None));
+    }
+    // Somebody may have gone on in it meanwhile: once nobody finds it any more, it is looked at again.
+    let aside = worktree.set_aside()?;
+    match judge(workspace, &aside, &state, safe.as_ref()).await {
+        Ok(tips) => remove(workspace, dir, &state, &aside, if wish.keep_branch { &[] } else { &tips })?,
+        Err(reasons) => {
+            worktree.put_back()?;
+            return Ok(kept(dir, reasons));
+        }
     }
     Ok(removed(dir, None))
 }
@@ -147,56 +162,63 @@ fn undelivered(state: &State) -> bool {
     !delivered && state.pushed.is_some() && state.pr.is_none() && state.spec.pr != PrMode::None
 }
 
-/// Removes what is known to be safe. The folder first gets a name nobody looks for, so that half of it is never mistaken
-/// for work.
-fn remove(workspace: &Workspace, dir: &TaskDir, state: &State, keep_branch: bool) -> Result<()> {
-    let worktree = Worktree::of(workspace, state);
-    if worktree.path.exists() {
-        let gone = worktree.path.with_file_name(format!(".gone-{}", state.task));
+/// Removes what is known to be safe, and the branch if it is at one of `tips`. The folder first gets a name of what may be deleted
+/// unseen, so that half of it is never mistaken for work.
+fn remove(workspace: &Workspace, dir: &TaskDir, state: &State, aside: &Worktree, tips: &[Oid]) -> Result<()> {
+    if aside.path.exists() {
+        let gone = aside.path.with_file_name(format!(".gone-{}", state.task));
         let _ = fs::remove_dir_all(&gone);
-        fs::rename(&worktree.path, &gone)
-            .or_fail(Code::Internal, || format!("cannot move '{}'", worktree.path.display()))?;
+        fs::rename(&aside.path, &gone).or_fail(Code::Internal, || format!("cannot move '{}'", aside.path.display()))?;
         fs::remove_dir_all(&gone).or_fail(Code::Internal, || format!("cannot remove '{}'", gone.display()))?;
     }
-    worktree.clear_stale_locks();
-    worktree.remove()?;
-    if !keep_branch {
-        drop_branch(workspace, &state.branch)?;
-    }
+    remove_rest(workspace, state, aside, tips)?;
     dir.remove()
 }
 
-fn drop_branch(workspace: &Workspace, branch: &str) -> Result<()> {
+/// All but the folder and the task's records.
+fn remove_rest(workspace: &Workspace, state: &State, aside: &Worktree, tips: &[Oid]) -> Result<()> {
+    aside.remove()?;
+    let worktree = Worktree::of(workspace, state);
+    worktree.clear_stale_locks();
+    worktree.remove_unborn()?;
     let repository = workspace.shared()?;
-    match repository.find_reference(&format!("refs/heads/{branch}")) {
-        Ok(mut found) => found.delete().or_fail(Code::Internal, || format!("cannot delete the branch '{branch}'")),
-        Err(_) => Ok(()),
+    match repository.find_reference(&format!("refs/heads/{}", state.branch)) {
+        // It is deleted only as it was found here; one that has moved on has commits that nobody has looked at.
+        Ok(mut branch) if branch.target().is_some_and(|tip| tips.contains(&tip)) => {
+            branch.delete().or_fail(Code::Internal, || format!("cannot delete the branch '{}'", state.branch))
+        }
+        _ => Ok(()),
     }
 }
 
 /// Keeps a commit of everything that is there, and the folder itself, under names that say when.
-async fn discard(workspace: &Workspace, store: &Store, dir: &TaskDir, state: &State) -> Result<String> {
-    let worktree = Worktree::of(workspace, state);
+async fn discard(
+    workspace: &Workspace,
+    store: &Store,
+    dir: &TaskDir,
+    state: &State,
+    worktree: &Worktree,
+) -> Result<String> {
     let name = format!("{}-{}", state.task, now());
     let trash_ref = format!("refs/pi-subagent/trash/{name}");
-    snapshot(workspace, &worktree, dir, state, &trash_ref).await?;
-    if worktree.path.exists() {
+    let aside = worktree.set_aside()?;
+    let tips = tips(workspace, &aside, state)?;
+    snapshot(workspace, &aside, dir, &tips, &trash_ref).await?;
+    if aside.path.exists() {
         let place = workspace.root.join(".worktrees/.trash");
         fs::create_dir_all(&place).or_fail(Code::Internal, || format!("cannot create '{}'", place.display()))?;
         let target = place.join(&name);
-        fs::rename(&worktree.path, &target)
-            .or_fail(Code::Internal, || format!("cannot move '{}'", worktree.path.display()))?;
+        fs::rename(&aside.path, &target)
+            .or_fail(Code::Internal, || format!("cannot move '{}'", aside.path.display()))?;
         // Without its link it is a plain folder, which no git command mistakes for a worktree.
         let _ = fs::remove_file(target.join(".git"));
     }
-    let modules = worktree.admin.join("modules");
+    let modules = aside.admin.join("modules");
     if modules.exists() {
         fs::rename(&modules, dir.path("modules"))
             .or_fail(Code::Internal, || format!("cannot move '{}'", modules.display()))?;
     }
-    worktree.clear_stale_locks();
-    worktree.remove()?;
-    drop_branch(workspace, &state.branch)?;
+    remove_rest(workspace, state, &aside, &tips)?;
     let records = store.dir().join("trash");
     crate::store::make_dir(&records)?;
     fs::rename(dir.path(""), records.join(&name))
@@ -205,8 +227,8 @@ async fn discard(workspace: &Workspace, store: &Store, dir: &TaskDir, state: &St
 }
 
 /// A commit on top of the worktree's HEAD and the branch, with everything that git would add, made with an index of its own.
-async fn snapshot(workspace: &Workspace, worktree: &Worktree, dir: &TaskDir, state: &State, name: &str) -> Result<()> {
-    let tips: Vec<String> = tips(workspace, worktree, state)?.iter().map(ToString::to_string).collect();
+async fn snapshot(workspace: &Workspace, worktree: &Worktree, dir: &TaskDir, tips: &[Oid], name: &str) -> Result<()> {
+    let tips: Vec<String> = tips.iter().map(ToString::to_string).collect();
     let Some(first) = tips.first() else { return Ok(()) };
     let mut tree = format!("{first}^{{tree}}");
     if worktree.path.exists() && worktree.admin.join("HEAD").exists() {

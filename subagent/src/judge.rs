@@ -64,22 +64,27 @@ impl Safe {
     }
 }
 
-/// Why a task that nobody runs must not be removed; empty if nothing would be lost. `safe` is what is elsewhere;
-/// none if it could not be asked.
-pub(crate) async fn reasons_to_keep(workspace: &Workspace, state: &State, safe: Option<&Safe>) -> Vec<String> {
-    let worktree = Worktree::of(workspace, state);
+/// Whether a task that nobody runs may be removed: the commits it holds, all of them safe elsewhere; or what would be lost. `safe` is
+/// what is elsewhere; none if it could not be asked.
+pub(crate) async fn judge(
+    workspace: &Workspace,
+    worktree: &Worktree,
+    state: &State,
+    safe: Option<&Safe>,
+) -> std::result::Result<Vec<Oid>, Vec<String>> {
     let mut reasons = Vec::new();
     if worktree.path.exists()
-        && let Err(reason) = untouched(&worktree).await
+        && let Err(reason) = untouched(worktree).await
     {
         reasons.push(reason.message);
     }
-    match tips(workspace, &worktree, state) {
-        Ok(tips) => reasons.extend(tips.iter().filter_map(|tip| unsafe_tip(workspace, state, *tip, safe))),
-        Err(failure) => reasons.push(failure.message),
-    }
+    let tips = tips(workspace, worktree, state).unwrap_or_else(|failure| {
+        reasons.push(failure.message);
+        Vec::new()
+    });
+    reasons.extend(tips.iter().filter_map(|tip| unsafe_tip(workspace, state, *tip, safe)));
     reasons.dedup();
-    reasons
+    if reasons.is_empty() { Ok(tips) } else { Err(reasons) }
 }
 
 /// Fails unless git says, without any setting that could hide something, that the worktree has nothing uncommitted.
@@ -93,8 +98,9 @@ async fn untouched(worktree: &Worktree) -> Result<()> {
     if !entries.is_empty() {
         return Err(Failure::new(Code::Kept, format!("{} uncommitted files", entries.len())));
     }
-    let state = worktree.open()?.state();
-    if state != git2::RepositoryState::Clean {
+    // By its administration: the folder's link to it does not hold while both are set aside.
+    let own = Repository::open(&worktree.admin).or_fail(Code::Kept, || "cannot open the worktree".into())?;
+    if own.state() != git2::RepositoryState::Clean {
         return Err(Failure::new(Code::Kept, "a merge or rebase is unfinished"));
     }
     if worktree.admin.join("modules").exists() || has_repository_inside(worktree, &git).await? {

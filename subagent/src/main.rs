@@ -2,6 +2,7 @@
 //! is in `run.rs`.
 
 mod agent;
+mod aside;
 mod beside;
 mod cancel;
 mod cleanup;

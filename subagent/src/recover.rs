@@ -13,7 +13,7 @@ use crate::job::{end_leftovers, note_interruption};
 use crate::repo::Workspace;
 use crate::report::{Outcome, Reporter};
 use crate::result;
-use crate::store::{Store, TaskDir, now};
+use crate::store::{State, Store, TaskDir, now};
 use crate::worktree::Worktree;
 
 /// How long discarded work can be taken back.
@@ -47,13 +47,18 @@ pub(crate) async fn recover(config: &Config) -> Result<Value> {
 
 /// What was done about one task; none if it needed nothing.
 async fn one(workspace: &Workspace, store: &Store, dir: &TaskDir) -> Result<Option<String>> {
-    if dir.load()?.is_some_and(|state| state.outcome.is_some()) {
+    let needs = |state: &State| state.outcome.is_none() || Worktree::of(workspace, state).is_aside();
+    if dir.load()?.is_some_and(|state| !needs(&state)) {
         return Ok(None);
     }
     let Some(_claim) = dir.claim()? else { return Ok(None) };
-    let Some(mut state) = dir.load()?.filter(|state| state.outcome.is_none()) else { return Ok(None) };
-    end_leftovers(&state).await?;
+    let Some(mut state) = dir.load()?.filter(needs) else { return Ok(None) };
     let worktree = Worktree::of(workspace, &state);
+    worktree.put_back()?;
+    if state.outcome.is_some() {
+        return Ok(Some("its cleanup was interrupted; it is kept".to_owned()));
+    }
+    end_leftovers(&state).await?;
     let mut said =
         format!("was interrupted while {}", json!(state.stage).as_str().unwrap_or_default().replace('_', " "));
     if worktree.whole() {

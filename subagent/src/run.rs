@@ -17,6 +17,7 @@ use crate::result::{self, Ending};
 use crate::slots;
 use crate::store::{Owner, State, Store, TaskDir};
 use crate::task::{IfExists, Spec, TaskName};
+use crate::worktree::Worktree;
 
 /// What a resumed pi is told if the person says nothing.
 const GO_ON: &str = "You were stopped before you were done. Look at what is there, and finish the task.";
@@ -166,6 +167,7 @@ async fn take_up(
     let claimed = Claimed::take(workspace, &name)?;
     // Only now is it certain that nobody changes it.
     let mut state = claimed.dir.load()?.ok_or_else(unknown)?;
+    Worktree::of(&claimed.workspace, &state).put_back()?;
     end_leftovers(&state).await?;
     state.spec.take(changes);
     note_interruption(&mut state);

@@ -2,7 +2,7 @@
 
 use serde_json::Value;
 
-use crate::lab::{Lab, Ran};
+use crate::lab::{Lab, Ran, finish};
 
 fn fate<'a>(answer: &'a Value, task: &str) -> &'a Value {
     answer["tasks"].as_array().unwrap().iter().find(|fate| fate["task"] == task).unwrap()
@@ -238,6 +238,88 @@ fn a_planted_state_holds_nobody_up() {
         let child = lab.command(&args).spawn().unwrap();
         let process = std::path::PathBuf::from(format!("/proc/{}/exe", child.id()));
         crate::lab::wait_for("the end", || process.read_link().is_err());
-        crate::lab::finish(child);
+        finish(child);
     }
+}
+
+/// Runs a command with a git that, whenever its arguments have these words, is followed by a script.
+fn after_git(lab: &Lab, args: &[&str], words: &str, script: &str) -> std::process::Child {
+    let bin = lab.root.join("bin");
+    std::fs::create_dir_all(&bin).unwrap();
+    let real = lab.sh("command -v git");
+    let text =
+        format!("#!/bin/bash\n'{real}' \"$@\"; status=$?\ncase \"$*\" in *'{words}'*) {script};; esac\nexit $status\n");
+    std::fs::write(bin.join("git"), text).unwrap();
+    lab.sh("chmod +x ../bin/git");
+    let mut command = lab.command(args);
+    let path = command.get_envs().find(|(name, _)| *name == "PATH").unwrap().1.unwrap().to_owned();
+    let path = format!("{}:{}", bin.display(), path.display());
+    command.env("PATH", path).spawn().unwrap()
+}
+
+#[test]
+fn what_is_written_after_the_last_look_of_git_is_not_lost() {
+    let lab = Lab::new();
+    lab.script("x", "commit a a a; say ok; settle");
+    lab.spawn("x", &["--pr", "none"]).result();
+    let late = format!("[ -e '{0}/late' ] || echo late >'{0}/late'", lab.worktree("x").display());
+    let ran = finish(after_git(&lab, &["cleanup", "--json", "x"], "ls-files -v", &late));
+    assert_eq!(fate(&ran.json(), "x")["removed"], false, "{ran:?}");
+    assert!(ran.stdout.contains("1 uncommitted"), "{ran:?}");
+    assert_eq!(lab.sh("cat .worktrees/x/late; git -C .worktrees/x status --short"), "late\n?? late");
+    // And without anybody writing it goes.
+    lab.sh("rm .worktrees/x/late");
+    let ran = finish(after_git(&lab, &["cleanup", "--json", "x"], "ls-files -v", "true"));
+    assert_eq!((ran.code, lab.worktree("x").exists()), (0, false), "{ran:?}");
+    assert_eq!(lab.sh("ls -A .worktrees .git/worktrees"), ".git/worktrees:\n\n.worktrees:");
+}
+
+#[test]
+fn a_commit_made_while_its_task_is_discarded_is_not_lost() {
+    let lab = Lab::new();
+    lab.script("x", "commit a a a; say ok; settle");
+    lab.spawn("x", &["--pr", "none"]).result();
+    // In the worktree it is refused or kept; beside it, it is on the branch and stays there.
+    let commit = format!(
+        "cd '{}' && (cd .worktrees/x && git commit -q --allow-empty -m inside && git rev-parse HEAD >../../../inside); \
+         git update-ref refs/heads/subagent/x \"$(git commit-tree -p subagent/x -m beside subagent/x^{{tree}})\" && \
+         git rev-parse subagent/x >../beside",
+        lab.workspace.display()
+    );
+    let ran = finish(after_git(&lab, &["cleanup", "--json", "x", "--discard"], "update-ref refs/pi-subagent", &commit));
+    assert_eq!((ran.code, lab.worktree("x").exists()), (0, false), "{ran:?}");
+    let reachable = lab.sh("git rev-list --all");
+    for place in ["inside", "beside"] {
+        let Ok(oid) = std::fs::read_to_string(lab.root.join(place)) else { continue };
+        assert!(reachable.contains(oid.trim()), "{place} is lost");
+    }
+    assert!(lab.root.join("beside").exists(), "{ran:?}");
+}
+
+#[test]
+fn a_cleanup_that_is_killed_at_its_last_look_leaves_the_worktree_to_whoever_comes_next() {
+    let next = ["recover --json", "resume x --json", "cleanup x --json --discard"];
+    crate::lab::each(next, |next| {
+        let lab = Lab::new();
+        lab.script("x", "commit a a a; say ok; settle");
+        lab.spawn("x", &["--pr", "none"]).result();
+        let hold = format!(
+            "at='{}/.worktrees/.leaving-x'; if [ -e \"$at\" ]; then echo late >\"$at/late\"; \
+             kill -9 $PPID; fi",
+            lab.workspace.display()
+        );
+        let ran = finish(after_git(&lab, &["cleanup", "--json", "x"], "ls-files -v", &hold));
+        assert_eq!(ran.code, 137, "{ran:?}");
+        assert!(!lab.worktree("x").exists());
+        let ran = lab.run(&next.split(' ').collect::<Vec<_>>());
+        assert_eq!(ran.code, 0, "{next}: {ran:?}");
+        match next {
+            "recover --json" => {
+                assert_eq!(lab.sh("cat .worktrees/x/late"), "late");
+                assert_eq!(lab.run(&["recover", "--json"]).json()["recovered"], 0);
+            }
+            "resume x --json" => assert_eq!(lab.sh("git show subagent/x:late"), "late"),
+            _ => assert_eq!(lab.sh("cat .worktrees/.trash/*/late"), "late"),
+        }
+    });
 }
