@@ -41,6 +41,10 @@ fn after_an_engine_was_killed_or_the_machine_went_down_the_next_start_finds_a_ma
         .env(e2e::internet::GIVEN, "1")
         .env("DOCKER_HOST", format!("unix://{}", dir.path().join("docker.sock").display()))
         .status()?;
+    let left = (named(dir.path())?, mounts(dir.path())?);
+    // Also where that process was killed: nothing could be removed any more.
+    end_all(dir.path(), Vec::new())?;
+    ensure!(left == (Vec::new(), Vec::new()), "it left processes and mounts behind: {left:?}");
     ensure!(status.success(), "the test in the second engine failed");
     Ok(())
 }
@@ -53,9 +57,11 @@ struct Engine {
     dockerd: Option<Child>,
 }
 
-/// A process that holds a network namespace of its own.
+/// A process that holds a network namespace of its own, for as long as this one is there.
 fn hold_a_namespace() -> Result<Child> {
-    let holder = Command::new("unshare").args(["--net", "sleep", "86400"]).spawn().context("cannot run 'unshare'")?;
+    let mut holder = Command::new("setpriv");
+    holder.args(["--pdeathsig", "KILL", "unshare", "--net", "sleep", "86400"]);
+    let holder = holder.spawn().context("cannot run 'setpriv'")?;
     let namespace = |pid: &str| fs::read_link(format!("/proc/{pid}/ns/net"));
     let (own, pid) = (namespace("self")?, holder.id().to_string());
     wait_until("the namespace is there", SOON, || Ok((namespace(&pid)? != own).then_some(())))?;
@@ -77,6 +83,45 @@ fn processes() -> Result<Vec<(i32, i32, String)>> {
         }
     }
     Ok(all)
+}
+
+/// The processes that have an engine's folder in their command line.
+fn named(dir: &Path) -> Result<Vec<i32>> {
+    let dir = dir.display().to_string();
+    Ok(processes()?.into_iter().filter(|(_, _, words)| words.contains(&dir)).map(|(pid, ..)| pid).collect())
+}
+
+/// What is mounted below an engine's folder, the last first.
+fn mounts(dir: &Path) -> Result<Vec<PathBuf>> {
+    let mounts = fs::read_to_string("/proc/self/mounts")?;
+    let places = mounts.lines().rev().filter_map(|line| line.split(' ').nth(1));
+    Ok(places.map(PathBuf::from).filter(|place| place.starts_with(dir)).collect())
+}
+
+/// Ends these processes, those that name an engine's folder and all that came from them, at once; then takes away what is mounted there.
+fn end_all(dir: &Path, mut doomed: Vec<i32>) -> Result<()> {
+    for signal in [Signal::SIGSTOP, Signal::SIGKILL] {
+        doomed.extend(named(dir)?);
+        let all = processes()?;
+        loop {
+            let is_new = |(pid, parent, _): &&(i32, i32, String)| doomed.contains(parent) && !doomed.contains(pid);
+            let more: Vec<i32> = all.iter().filter(is_new).map(|(pid, ..)| *pid).collect();
+            if more.is_empty() {
+                break;
+            }
+            doomed.extend(more);
+        }
+        for pid in &doomed {
+            // It may have ended with the others.
+            let _ = kill(Pid::from_raw(*pid), signal);
+        }
+    }
+    wait_until("all of it is gone", SOON, || Ok(named(dir)?.is_empty().then_some(())))?;
+    for place in mounts(dir)? {
+        let unmounted = Command::new("umount").arg("--lazy").arg(&place).status()?;
+        ensure!(unmounted.success(), "cannot unmount '{}'", place.display());
+    }
+    Ok(())
 }
 
 impl Engine {
@@ -123,39 +168,11 @@ impl Engine {
         Ok(())
     }
 
-    /// What the engine and the launcher have running: what names the engine's folder, and all that came from that.
-    fn doomed(&self, launcher: u32) -> Result<Vec<i32>> {
-        let (all, dir) = (processes()?, self.dir.display().to_string());
-        let mut doomed: Vec<i32> = vec![launcher.cast_signed()];
-        doomed.extend(all.iter().filter(|(_, _, words)| words.contains(&dir)).map(|(pid, ..)| *pid));
-        loop {
-            let is_new = |(pid, parent, _): &&(i32, i32, String)| doomed.contains(parent) && !doomed.contains(pid);
-            let more: Vec<i32> = all.iter().filter(is_new).map(|(pid, ..)| *pid).collect();
-            if more.is_empty() {
-                return Ok(doomed);
-            }
-            doomed.extend(more);
-        }
-    }
-
     /// The machine loses its power: the engine, every process of its containers, the launcher and its docker end at once, and what is only
     /// in memory (mounts, networks, the engine's run folder) is gone.
     fn lose_power(&mut self, launcher: u32) -> Result<()> {
-        for signal in [Signal::SIGSTOP, Signal::SIGKILL] {
-            for pid in self.doomed(launcher)? {
-                // It may have ended with the others.
-                let _ = kill(Pid::from_raw(pid), signal);
-            }
-        }
+        end_all(&self.dir, vec![launcher.cast_signed()])?;
         self.dockerd.take().context("no engine runs")?.wait()?;
-        let dir = self.dir.display().to_string();
-        let gone = || Ok(processes()?.iter().all(|(_, _, words)| !words.contains(&dir)).then_some(()));
-        wait_until("all of it is gone", SOON, gone)?;
-        for line in fs::read_to_string("/proc/self/mounts")?.lines().rev() {
-            if let Some(place) = line.split(' ').nth(1).filter(|place| place.starts_with(&dir)) {
-                ensure!(Command::new("umount").args(["--lazy", place]).status()?.success(), "cannot unmount '{place}'");
-            }
-        }
         fs::remove_dir_all(self.dir.join("exec"))?;
         self.holder.kill()?;
         self.holder.wait()?;
@@ -170,6 +187,10 @@ impl Drop for Engine {
             // It ends its containers and its containerd by itself.
             let _ = kill(Pid::from_raw(dockerd.id().cast_signed()), Signal::SIGTERM);
             let _ = dockerd.wait();
+        }
+        // Containers outlive an engine that was killed, and a test may fail before it is back.
+        if let Err(error) = end_all(&self.dir, Vec::new()) {
+            eprintln!("cannot take the engine away: {error:#}");
         }
         let _ = self.holder.kill();
         let _ = self.holder.wait();
