@@ -21,6 +21,7 @@ mod landing;
 mod ledger;
 mod lenders;
 mod lfs;
+mod names;
 mod paths;
 mod pin;
 mod place;
