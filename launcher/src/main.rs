@@ -32,6 +32,7 @@ mod overlay;
 mod plan;
 mod private_side;
 mod recover;
+mod refusals;
 mod repo;
 mod run_dir;
 mod secret;

@@ -8,7 +8,9 @@ use clap::{CommandFactory, Parser};
 
 use crate::allowlist::Domain;
 use crate::cli::{Cli, Command, Options};
-use crate::nearest::slip;
+use crate::nearest::{nearest, slip};
+use crate::refusals;
+use crate::session::quoted;
 
 /// What the command line asks for.
 #[derive(Debug, PartialEq, Eq)]
@@ -40,6 +42,7 @@ fn parse_words(words: Vec<OsString>) -> Result<Invocation, clap::Error> {
             return Cli::try_parse_from(line)
                 .map(|_| Invocation::Session { options: Options::default(), pi_args: rest });
         }
+        refuse_unknown_help(&table, &rest)?;
         refuse_a_slip(&table, &rest)?;
     }
     let mut line = vec![OsString::from("pi-docker")];
@@ -48,8 +51,8 @@ fn parse_words(words: Vec<OsString>) -> Result<Invocation, clap::Error> {
         let cli = Cli::try_parse_from(line)?;
         return Ok(Invocation::Session { options: cli.options, pi_args: rest });
     }
-    line.extend(rest);
-    let cli = Cli::try_parse_from(line)?;
+    line.extend(rest.iter().cloned());
+    let cli = Cli::try_parse_from(line).map_err(|error| refusals::clearer(&table, &rest, error))?;
     Ok(match cli.command {
         Some(command) => Invocation::Command { options: cli.options, command },
         None => Invocation::Session { options: cli.options, pi_args: Vec::new() },
@@ -75,14 +78,26 @@ fn asks_for_help<'a>(table: &'a clap::Command, rest: &[OsString]) -> Option<Vec<
     }
 }
 
+/// `help` and one word that is no command of ours.
+fn refuse_unknown_help(table: &clap::Command, rest: &[OsString]) -> Result<(), clap::Error> {
+    let [first, name] = rest else { return Ok(()) };
+    let (Some("help"), Some(name)) = (first.to_str(), name.to_str()) else { return Ok(()) };
+    let near = nearest(name, table.get_subcommands().map(clap::Command::get_name));
+    let meant = near.map(|near| format!(": did you mean 'pi-docker help {near}'?")).unwrap_or_default();
+    let prompt = quoted(&format!("help {name}"));
+    let text = format!("there is no command '{name}'{meant}");
+    Err(refusals::refusal(&text, &format!("pi-docker -- {prompt}  sends it to pi")))
+}
+
 /// A first word that is a slip away from one of our options, or from a command with nothing or what belongs to one behind it, would
 /// go to pi as a prompt, and cost a session. It is refused; `--` sends it to pi for certain.
 fn refuse_a_slip(table: &clap::Command, rest: &[OsString]) -> Result<(), clap::Error> {
     let Some(first) = rest.first().and_then(|word| word.to_str()) else { return Ok(()) };
     let refusal = |meant: String| {
-        let text =
-            format!("'{first}' is not known: did you mean '{meant}'?\nhint: pi-docker -- {first}  sends it to pi\n");
-        Err(clap::Error::raw(clap::error::ErrorKind::UnknownArgument, text))
+        Err(refusals::refusal(
+            &format!("'{first}' is not known: did you mean '{meant}'?"),
+            &format!("pi-docker -- {first}  sends it to pi"),
+        ))
     };
     if let Some(option) = first.strip_prefix("--") {
         let (name, value) = option.split_once('=').unwrap_or((option, ""));
@@ -168,7 +183,8 @@ mod tests {
             &["-p", "add \"unit\" tests", "a\nb", "", "--leading", "--", "$HOME ${X}"][..],
             &["--model", "x", "--yes"],
             &["-h", "me"],
-            &["help", "me"],
+            &["help", "me", "out"],
+            &["help me"],
             &["-", "--dry-run"],
             &["stat"],
             &["statsu", "page"],
@@ -268,6 +284,18 @@ mod tests {
         let error = parse_words(["help", "models", "ollama"].map(OsString::from).to_vec()).unwrap_err();
         assert!(error.to_string().contains("pi-docker models ollama <COMMAND>"), "{error}");
         assert_eq!(session(&["help", "models", "fit"]).1, ["help", "models", "fit"]);
+    }
+
+    #[test]
+    fn help_for_a_command_that_there_is_not_is_refused_and_a_dash_dash_sends_it_to_pi() {
+        for (name, said) in [
+            ("alow", "there is no command 'alow': did you mean 'pi-docker help allow'?\n"),
+            ("me", "there is no command 'me'\nhint: pi-docker -- 'help me'  sends it to pi\n"),
+        ] {
+            let error = parse_words(["help", name].map(OsString::from).to_vec()).unwrap_err();
+            assert!(error.exit_code() == 2 && error.to_string().contains(said), "{name}: {error}");
+            assert_eq!(session(&["--", "help", name]).1, ["help", name]);
+        }
     }
 
     #[test]
