@@ -14,7 +14,7 @@ use crate::error::hinted;
 use crate::home::Home;
 use crate::secret::Secret;
 use crate::settings::{self, Settings};
-use crate::update;
+use crate::update::{self, Version};
 
 /// The user's settings in docker-compose.yml: they go to docker compose as they are.
 pub(crate) const SETTINGS: &[&str] = &[
@@ -158,7 +158,17 @@ impl Config {
     }
 
     /// With what config.toml says, for the repository of this root and id if there is one; the environment wins.
-    pub(crate) fn with_file(mut self, home: &Home, repository: Option<(&Path, &str)>) -> Result<Config> {
+    pub(crate) fn with_file(self, home: &Home, repository: Option<(&Path, &str)>) -> Result<Config> {
+        self.with_version(home, repository, None)
+    }
+
+    /// As [`Config::with_file`], with the newest pi if it was looked for.
+    pub(crate) fn with_version(
+        mut self,
+        home: &Home,
+        repository: Option<(&Path, &str)>,
+        newest: Option<Version>,
+    ) -> Result<Config> {
         let file = home.join("config.toml");
         let wrong = |e: anyhow::Error| anyhow!("cannot use '{}': {e}", file.display());
         let text = match std::fs::read_to_string(&file) {
@@ -175,7 +185,7 @@ impl Config {
             settings.entry("PI_DOCKER_IMAGE").or_insert_with(|| format!("pi-docker-agent:{id}"));
         }
         settings::add(&mut settings, std::mem::take(&mut self.settings));
-        if let Some(version) = update::chosen(home) {
+        if let Some(version) = update::chosen(home, newest) {
             settings.entry("PI_DOCKER_PI_VERSION").or_insert(version);
         }
         if let Some(ca) = settings.get_mut("PI_DOCKER_EXTRA_CA") {

@@ -32,7 +32,7 @@ use crate::recover::Orphans;
 use crate::repo::Place;
 use crate::run_dir::{self, Record, RunDir};
 use crate::terminal::{Terminal, printable};
-use crate::update;
+use crate::update::{self, Version};
 
 struct Session<'a> {
     config: &'a Config,
@@ -46,6 +46,8 @@ struct Session<'a> {
     state: PathBuf,
     pi_args: Vec<String>,
     keep_auth: bool,
+    /// The newest pi, if it was looked for.
+    newest: Option<Version>,
 }
 
 /// Runs pi on the repository that the user is in; returns pi's exit status.
@@ -62,11 +64,12 @@ pub(crate) fn start(config: Config, options: &Options, pi_args: Vec<OsString>) -
     }
     let mut images = images::wanted(&config, &home)?;
     let mut docker = Docker::new(&config, &images::hash_variables(&images));
+    let mut newest = None;
     if options.update && !options.dry_run {
         docker.engine()?;
         let there = docker.image_labels(&images[0].name)?.is_some();
-        update::choose_newest(&config, &home, &docker, there.then_some(images[0].name.as_str()), &terminal)?;
-        config = from_env.with_file(&home, Some((&place.root, &place.id())))?;
+        newest = update::newest(&config, &home, &docker, there.then_some(images[0].name.as_str()), &terminal)?;
+        config = from_env.with_version(&home, Some((&place.root, &place.id())), newest)?;
         images = images::wanted(&config, &home)?;
         docker = Docker::new(&config, &images::hash_variables(&images));
     }
@@ -94,6 +97,7 @@ pub(crate) fn start(config: Config, options: &Options, pi_args: Vec<OsString>) -
         state,
         pi_args,
         keep_auth,
+        newest,
     };
     match orphans {
         None => session.show(),
@@ -160,7 +164,8 @@ impl Session<'_> {
             foreground,
             &words,
             &format!("the images ({})", services.join(", ")),
-        )
+        )?;
+        self.newest.map_or(Ok(()), |version| update::keep(self.home, version))
     }
 
     /// Writes everything that the containers are started with.

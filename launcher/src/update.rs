@@ -60,10 +60,16 @@ fn chosen_file(home: &Home) -> PathBuf {
     home.join("state/pi-version")
 }
 
-/// What an earlier `--update` chose, unless the clone has a newer one by now.
-pub(crate) fn chosen(home: &Home) -> Option<String> {
-    let chosen = Version::parse(&fs::read_to_string(chosen_file(home)).ok()?)?;
-    (Some(chosen) > shipped(home)).then(|| chosen.to_string())
+/// What an earlier `--update` has built.
+fn kept(home: &Home) -> Option<Version> {
+    Version::parse(&fs::read_to_string(chosen_file(home)).ok()?)
+}
+
+/// The version to build if nobody has set one and it is not the clone's: the one that `--update` has found now, else what an earlier one
+/// has built.
+pub(crate) fn chosen(home: &Home, found: Option<Version>) -> Option<String> {
+    let chosen = found.or_else(|| kept(home));
+    chosen.filter(|_| chosen > shipped(home)).map(|chosen| chosen.to_string())
 }
 
 /// The version that a session runs, if it is a plain release.
@@ -111,20 +117,20 @@ pub(crate) fn look_in_background(config: &Config, home: &Home, image: &str, proj
     });
 }
 
-/// Looks for the newest pi now and makes it the one that is built from now on.
-pub(crate) fn choose_newest(
+/// Looks for the newest pi now. None if a version is set that is built in any case.
+pub(crate) fn newest(
     config: &Config,
     home: &Home,
     docker: &Docker,
     image: Option<&str>,
     terminal: &Terminal,
-) -> Result<()> {
-    if let Some(pinned) = config.setting(SETTING).filter(|pinned| chosen(home).as_deref() != Some(pinned)) {
+) -> Result<Option<Version>> {
+    if let Some(pinned) = config.setting(SETTING).filter(|pinned| chosen(home, None).as_deref() != Some(pinned)) {
         terminal.warn(
             &format!("pi's version is set to {pinned}: that one is built"),
             "take pi-version out of config.toml, or unset PI_DOCKER_PI_VERSION",
         );
-        return Ok(());
+        return Ok(None);
     }
     terminal.say("looking for the newest pi …");
     let image = match image {
@@ -133,13 +139,17 @@ pub(crate) fn choose_newest(
     };
     let version = look(docker, &look_words(config, &image, None))?;
     remember(&cache_file(home), version)?;
+    terminal.say(&format!("the newest pi is {version}"));
+    Ok(Some(version))
+}
+
+/// Makes a version that has been built the one that is built from now on.
+pub(crate) fn keep(home: &Home, version: Version) -> Result<()> {
     let file = chosen_file(home);
     let folder = file.parent().unwrap_or(home.dir());
     fs::create_dir_all(folder)
         .and_then(|()| fs::write(&file, format!("{version}\n")))
-        .with_context(|| format!("cannot write '{}'", file.display()))?;
-    terminal.say(&format!("the newest pi is {version}"));
-    Ok(())
+        .with_context(|| format!("cannot write '{}'", file.display()))
 }
 
 /// The image that the agent's is built on: it has npm. Pulled if it is not there, in the open: that can take minutes.
