@@ -9,14 +9,32 @@ use crate::failure::{Code, OrFail, Result};
 use crate::worktree::Worktree;
 
 impl Worktree {
-    /// Moves it aside; gives it as it is there. The caller holds the task's lock.
+    /// Moves it aside; gives it as it is there. The caller holds the task's lock. An administration that a mount holds where it is stays:
+    /// in a session with the repository's own git directory, those of earlier sessions are.
     pub(crate) fn set_aside(&self) -> Result<Worktree> {
-        let aside = self.aside();
-        let moved = rename(&self.path, &aside.path).and_then(|()| rename(&self.admin, &aside.admin));
-        if moved.is_err() {
-            self.put_back()?;
+        let mut aside = self.aside();
+        rename(&self.path, &aside.path)?;
+        match fs::rename(&self.admin, &aside.admin) {
+            Ok(()) => {}
+            Err(error) if error.kind() == ErrorKind::ResourceBusy => aside.admin.clone_from(&self.admin),
+            Err(error) if error.kind() == ErrorKind::NotFound => {}
+            Err(error) => {
+                self.put_back()?;
+                return Err(error).or_fail(Code::Kept, || format!("cannot move '{}'", self.admin.display()));
+            }
         }
-        moved.map(|()| aside)
+        Ok(aside)
+    }
+
+    /// Removes what is left of it when its folder, set aside, has gone. What a mount holds is left to `git worktree prune`.
+    pub(crate) fn remove_rest(&self, aside: &Worktree) -> Result<()> {
+        self.clear_stale_locks();
+        if aside.admin == self.admin {
+            self.unlock();
+            return Ok(());
+        }
+        aside.remove()?;
+        self.remove_unborn()
     }
 
     /// Gives back what is aside, if anything is. The caller holds the task's lock.

@@ -177,10 +177,7 @@ fn remove(workspace: &Workspace, dir: &TaskDir, state: &State, aside: &Worktree,
 
 /// All but the folder and the task's records.
 fn remove_rest(workspace: &Workspace, state: &State, aside: &Worktree, tips: &[Oid]) -> Result<()> {
-    aside.remove()?;
-    let worktree = Worktree::of(workspace, state);
-    worktree.clear_stale_locks();
-    worktree.remove_unborn()?;
+    Worktree::of(workspace, state).remove_rest(aside)?;
     let repository = workspace.shared()?;
     match repository.find_reference(&format!("refs/heads/{}", state.branch)) {
         // It is deleted only as it was found here; one that has moved on has commits that nobody has looked at.

@@ -323,3 +323,38 @@ fn a_cleanup_that_is_killed_at_its_last_look_leaves_the_worktree_to_whoever_come
         }
     });
 }
+
+/// As in a session with the repository's own git directory: the administration of worktrees that were there before is a mount point.
+#[test]
+fn a_cleanup_leaves_an_administration_that_a_mount_holds_to_git() {
+    let lab = Lab::new();
+    for task in ["x", "edited"] {
+        lab.script(task, "commit f-$PI_SUBAGENT_TASK a a; say ok; settle");
+        lab.spawn(task, &["--pr", "none"]).result();
+    }
+    lab.sh("echo unsaved >.worktrees/edited/new");
+    let program = crate::lab::program();
+    let script = format!(
+        "cd .git/worktrees && for task in x edited; do mount --bind $task $task; mount --bind $task/gitdir $task/gitdir; done; \
+         cd ../.. && '{}' cleanup --json --all",
+        program.display()
+    );
+    let cleanup = |script: &str| -> Value {
+        let said =
+            lab.sh(&format!("unshare --user --map-root-user --mount bash -euc '{}'", script.replace('\'', "'\\''")));
+        serde_json::from_str(&said).unwrap()
+    };
+    let answer = cleanup(&script);
+    assert_eq!((&fate(&answer, "x")["removed"], lab.worktree("x").exists()), (&Value::Bool(true), false), "{answer}");
+    assert_eq!(lab.sh("cat .worktrees/edited/new; git -C .worktrees/edited status --short"), "unsaved\n?? new");
+    assert_eq!(lab.sh("git branch --list subagent/x; git worktree prune; ls .git/worktrees"), "edited");
+    let answer = cleanup(&script.replace("x edited;", "edited;").replace("--all", "edited --discard"));
+    let trash = fate(&answer, "edited")["trash"].as_str().unwrap().to_owned();
+    assert_eq!(
+        lab.sh(&format!("git show {trash}:new; git worktree prune; ls -A .git")).lines().next(),
+        Some("unsaved")
+    );
+    assert_eq!(lab.sh("ls -A .worktrees; git worktree list --porcelain | grep -c '^worktree '"), ".trash\n1");
+    // And a name that was in use is free again.
+    assert_eq!(lab.spawn("edited", &["--pr", "none", "--push-base"]).result()["task"], "edited");
+}
