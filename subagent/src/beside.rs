@@ -122,7 +122,13 @@ fn copied(files: Vec<IndexEntry>, from: &Path, to: &Path) -> Vec<IndexEntry> {
         }
     };
     let threads = thread::available_parallelism().map_or(2, usize::from).min(8);
-    thread::scope(|scope| (0..threads).for_each(|_| drop(scope.spawn(work))));
+    thread::scope(|scope| {
+        for _ in 1..threads {
+            // One that cannot be started has its share done by the others.
+            let _ = thread::Builder::new().spawn_scoped(scope, work);
+        }
+        work();
+    });
     // No file can be written through a link if all are there before the first link is.
     for link in links.chunk_by_mut(|a, b| folder(&a.path) == folder(&b.path)) {
         copy_folder(link, from, to, &mut Vec::new());

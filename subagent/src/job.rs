@@ -1,5 +1,6 @@
 //! One task while this process works on it: its claim, its state on disk, and what is said about it.
 
+use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use serde_json::json;
@@ -24,6 +25,8 @@ pub(crate) struct Job {
     /// What this run has used; the state has the sum of all.
     pub(crate) usage: Usage,
     started: Instant,
+    /// A state that is on its way to the disk.
+    saving: Option<JoinHandle<Result<()>>>,
     _claim: Lock,
 }
 
@@ -73,6 +76,7 @@ impl Claimed {
             cancel: self.cancel,
             usage: Usage::default(),
             started: self.started,
+            saving: None,
             _claim: self.claim,
         }
     }
@@ -83,14 +87,32 @@ impl Job {
     pub(crate) fn stage(&mut self, stage: Stage) {
         self.state.stage = stage;
         self.save();
+        self.tell();
+    }
+
+    /// The worktree is there and pi starts. That this is remembered takes as long as the disk needs for all the new files;
+    /// pi does not wait for it, since the worktree's name says the same.
+    pub(crate) fn runs(&mut self) {
+        self.state.stage = Stage::Running;
+        let (dir, mut state) = (self.dir.clone(), self.state.clone());
+        match thread::Builder::new().spawn(move || dir.save(&mut state)) {
+            Ok(saving) => self.saving = Some(saving),
+            Err(_) => self.save(),
+        }
+        self.tell();
+    }
+
+    fn tell(&mut self) {
         let fields = json!({
             "pid": std::process::id(), "worktree": self.worktree.path, "branch": self.state.branch, "base": self.state.base,
         });
-        self.reporter.stage(stage, fields);
+        self.reporter.stage(self.state.stage, fields);
     }
 
     /// Once there is work, a state that cannot be written must not stop it from being delivered.
     pub(crate) fn save(&mut self) {
+        // An older state must not replace a newer one; if it could not be written, the newer one will say so.
+        let _ = self.saving.take().map(JoinHandle::join);
         if let Err(failure) = self.dir.save(&mut self.state) {
             self.reporter.warning("state_not_saved", &failure.message);
         }

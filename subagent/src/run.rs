@@ -250,7 +250,7 @@ async fn run_agent(config: &Config, job: &mut Job, instructions: &str) -> Result
     make_worktree(job, config.attributes.as_deref()).await?;
     job.cancel.check()?;
     let agent = pi::agent(config, job, instructions)?;
-    job.stage(Stage::Running);
+    job.runs();
     let dir: TaskDir = job.dir.clone();
     let mut finished = agent.run(&mut job.reporter, &cancel, || dir.beat()).await?;
     finished.end.session.clone_from(&job.state.session);
