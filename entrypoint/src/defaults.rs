@@ -118,8 +118,9 @@ impl Copier<'_> {
                 continue;
             }
             match kind {
-                Kind::File { executable } => {
-                    let content = from.read(&name, self.left).map_err(|error| failed(&name, &error))?;
+                Kind::File => {
+                    let (content, executable) =
+                        from.read_program(&name, self.left).map_err(|error| failed(&name, &error))?;
                     self.left -= content.len() as u64;
                     create(to, &name, if executable { 0o700 } else { 0o600 }, &content)?;
                 }

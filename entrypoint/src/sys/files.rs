@@ -6,7 +6,7 @@
 
 use std::fs::File;
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::FileExt;
 
 use nix::errno::Errno;
@@ -26,7 +26,7 @@ pub(crate) struct Place(OwnedFd);
 /// What kind of thing a directory's entry is.
 #[derive(PartialEq, Eq)]
 pub(crate) enum Kind {
-    File { executable: bool },
+    File,
     Directory,
     Other,
 }
@@ -78,8 +78,13 @@ impl Place {
 
     /// The content of the regular file `name`.
     pub(crate) fn read(&self, name: &str, limit: u64) -> io::Result<Vec<u8>> {
-        let (file, size) = self.open_regular(name, OFlag::O_RDONLY)?;
-        read_whole(&file, size, limit)
+        Ok(self.read_program(name, limit)?.0)
+    }
+
+    /// The content of the regular file `name`, and whether its owner may execute it.
+    pub(crate) fn read_program(&self, name: &str, limit: u64) -> io::Result<(Vec<u8>, bool)> {
+        let (file, stat) = self.open_regular(name, OFlag::O_RDONLY)?;
+        Ok((read_whole(&file, &stat, limit)?, stat.st_mode & 0o100 != 0))
     }
 
     /// The content of the regular file at `path` below this directory. Links are followed as long as they stay below it.
@@ -88,8 +93,7 @@ impl Place {
         let how =
             OpenHow::new().flags(flags).resolve(ResolveFlag::RESOLVE_BENEATH | ResolveFlag::RESOLVE_NO_MAGICLINKS);
         let file: File = openat2(&self.0, path, how)?.into();
-        let size = size_of_regular(&fstat(&file)?)?;
-        read_whole(&file, size, limit)
+        read_bounded(&file, limit)
     }
 
     /// Whether there is anything named `path` below this directory, a dangling link included.
@@ -104,8 +108,14 @@ impl Place {
         let mut entries = Vec::new();
         let mut buffer = [0; 2048];
         while let Some(names) = read_names(&directory, &mut buffer)? {
-            for name in names.into_iter().filter(|name| name != "." && name != "..") {
-                let kind = kind(&fstatat(&self.0, name.as_str(), AtFlags::AT_SYMLINK_NOFOLLOW)?);
+            for (name, kind_of_entry) in names.into_iter().filter(|(name, _)| name != "." && name != "..") {
+                let kind = match kind_of_entry {
+                    libc::DT_REG => Kind::File,
+                    libc::DT_DIR => Kind::Directory,
+                    // Not every file system says it in the directory.
+                    libc::DT_UNKNOWN => kind(&fstatat(&self.0, name.as_str(), AtFlags::AT_SYMLINK_NOFOLLOW)?),
+                    _ => Kind::Other,
+                };
                 entries.push((name, kind));
             }
         }
@@ -114,7 +124,7 @@ impl Place {
 
     /// Opens what this place is, for reading and writing in place: a regular file, or an error.
     pub(crate) fn reopen_file(&self) -> io::Result<File> {
-        size_of_regular(&fstat(&self.0)?)?;
+        must_be_regular(&fstat(&self.0)?)?;
         let path = format!("/proc/self/fd/{}", self.0.as_raw_fd());
         Ok(openat(AT_FDCWD, path.as_str(), OFlag::O_RDWR | OFlag::O_CLOEXEC, Mode::empty())?.into())
     }
@@ -137,11 +147,11 @@ impl Place {
         Ok(unlinkat(&self.0, name, UnlinkatFlags::NoRemoveDir)?)
     }
 
-    /// With its size.
-    fn open_regular(&self, name: &str, flags: OFlag) -> io::Result<(File, u64)> {
+    fn open_regular(&self, name: &str, flags: OFlag) -> io::Result<(File, FileStat)> {
         let file: File = openat(&self.0, name, flags | WARY, Mode::S_IRUSR | Mode::S_IWUSR)?.into();
-        let size = size_of_regular(&fstat(&file)?)?;
-        Ok((file, size))
+        let stat = fstat(&file)?;
+        must_be_regular(&stat)?;
+        Ok((file, stat))
     }
 }
 
@@ -159,10 +169,13 @@ pub(crate) fn free_bytes(file: &File) -> io::Result<u64> {
 
 /// Everything in a regular file; an error if that is more than `limit` bytes.
 pub(crate) fn read_bounded(file: &File, limit: u64) -> io::Result<Vec<u8>> {
-    read_whole(file, size_of_regular(&fstat(file)?)?, limit)
+    let stat = fstat(file)?;
+    must_be_regular(&stat)?;
+    read_whole(file, &stat, limit)
 }
 
-fn read_whole(file: &File, size: u64, limit: u64) -> io::Result<Vec<u8>> {
+fn read_whole(file: &File, stat: &FileStat, limit: u64) -> io::Result<Vec<u8>> {
+    let size = u64::try_from(stat.st_size).unwrap_or(0);
     let too_large = || io::Error::new(io::ErrorKind::FileTooLarge, format!("larger than {limit} bytes"));
     // One more than there should be: a file that grows meanwhile is as strange as one that is too large.
     let wanted = usize::try_from(size.min(limit)).map_err(|_| too_large())? + 1;
@@ -184,24 +197,24 @@ fn read_whole(file: &File, size: u64, limit: u64) -> io::Result<Vec<u8>> {
     Err(too_large())
 }
 
-/// The size of what must be a regular file.
-fn size_of_regular(stat: &FileStat) -> io::Result<u64> {
+fn must_be_regular(stat: &FileStat) -> io::Result<()> {
     match kind(stat) {
-        Kind::File { .. } => Ok(u64::try_from(stat.st_size).unwrap_or(0)),
+        Kind::File => Ok(()),
         _ => Err(io::Error::new(io::ErrorKind::InvalidInput, "not a regular file")),
     }
 }
 
 fn kind(stat: &FileStat) -> Kind {
     match SFlag::from_bits_truncate(stat.st_mode) & SFlag::S_IFMT {
-        SFlag::S_IFREG => Kind::File { executable: stat.st_mode & 0o100 != 0 },
+        SFlag::S_IFREG => Kind::File,
         SFlag::S_IFDIR => Kind::Directory,
         _ => Kind::Other,
     }
 }
 
-/// Some more names of a directory, without those that are not text; `None` at its end. The C library's way takes three times as many system calls.
-fn read_names(directory: &OwnedFd, buffer: &mut [u8; 2048]) -> io::Result<Option<Vec<String>>> {
+/// Some more names of a directory with the kernel's word for what they are, without those that are not text; `None` at its end. The C
+/// library's way takes three times as many system calls.
+fn read_names(directory: &OwnedFd, buffer: &mut [u8; 2048]) -> io::Result<Option<Vec<(String, u8)>>> {
     // SAFETY: the pointer is valid for the length that is passed.
     let length =
         unsafe { libc::syscall(libc::SYS_getdents64, directory.as_raw_fd(), buffer.as_mut_ptr(), buffer.len()) };
@@ -215,7 +228,7 @@ fn read_names(directory: &OwnedFd, buffer: &mut [u8; 2048]) -> io::Result<Option
         let (entry, rest) =
             entries.split_at(usize::from(u16::from_ne_bytes([own[0], own[1]])).clamp(19, entries.len()));
         let name = entry[19..].split(|byte| *byte == 0).next().unwrap_or_default();
-        names.extend(std::str::from_utf8(name).ok().map(str::to_owned));
+        names.extend(std::str::from_utf8(name).ok().map(|name| (name.to_owned(), entry[18])));
         entries = rest;
     }
     Ok(Some(names))
@@ -256,8 +269,9 @@ pub(crate) fn impatient_stderr() -> Option<File> {
 
 /// Hands a terminal or pipe among the standard descriptors to the user, or a program that opens /dev/stdout could not.
 pub(crate) fn hand_over_stdio(uid: u32) {
-    let (stdin, stdout, stderr) = (io::stdin(), io::stdout(), io::stderr());
-    for fd in [stdin.as_fd(), stdout.as_fd(), stderr.as_fd()] {
+    for fd in 0..3 {
+        // SAFETY: they were made to exist, and are closed by nobody. Rust's own handles would bring buffers along.
+        let fd = unsafe { BorrowedFd::borrow_raw(fd) };
         let Ok(stat) = fstat(fd) else { continue };
         let kind = SFlag::from_bits_truncate(stat.st_mode) & SFlag::S_IFMT;
         if kind == SFlag::S_IFIFO || (kind == SFlag::S_IFCHR && nix::unistd::isatty(fd).unwrap_or(false)) {
