@@ -1,4 +1,4 @@
-//! The kernel's side: the only folder that names nix, libc or caps, and the only one with `unsafe`.
+//! The kernel's side: the only folder that names nix or libc, and the only one with `unsafe`.
 //!
 //! Everything here is mechanism; what is done with it, and in which order, is decided outside. It imports nothing of ours.
 
