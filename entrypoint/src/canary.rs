@@ -4,13 +4,12 @@
 //! ours (the host's end of the bridge). A query for an outside name goes to every resolver. All of it within one deadline.
 
 use std::collections::hash_map::RandomState;
-use std::fs;
 use std::hash::BuildHasher;
 use std::net::{Ipv4Addr, SocketAddrV4, UdpSocket};
 use std::time::{Duration, Instant};
 
 use crate::failure::{Failure, Kind, Result};
-use crate::sys::net;
+use crate::sys::{files, net};
 
 const PATIENCE: Duration = Duration::from_millis(140);
 const OUTSIDE: &str = "example.com";
@@ -58,7 +57,7 @@ pub(crate) fn check(listeners: &[SocketAddrV4]) -> Result<()> {
 
 /// An empty text for what is not there.
 fn read(path: &str) -> String {
-    fs::read_to_string(path).unwrap_or_default()
+    files::text(path).unwrap_or_default()
 }
 
 fn open(what: &str) -> Failure {

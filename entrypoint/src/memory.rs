@@ -1,13 +1,13 @@
 //! Whether the kernel has killed something in this container because its memory was used up.
 
-use std::fs;
+use crate::sys::files;
 
 /// Both layouts of control groups, as a container sees its own.
 const COUNTERS: [&str; 2] = ["/sys/fs/cgroup/memory.events", "/sys/fs/cgroup/memory/memory.oom_control"];
 
 /// How many processes the kernel has killed for it since the container was made.
 pub(crate) fn out_of_memory_kills() -> u64 {
-    COUNTERS.iter().find_map(|path| kills(&fs::read_to_string(path).ok()?)).unwrap_or(0)
+    COUNTERS.iter().find_map(|path| kills(&files::text(path).ok()?)).unwrap_or(0)
 }
 
 fn kills(counters: &str) -> Option<u64> {

@@ -34,6 +34,9 @@ pub(crate) struct End {
     pub(crate) killed_by_us: bool,
 }
 
+/// How many changes of children are taken before a look at the clock: whoever stops and continues some makes new ones without end.
+const AT_ONCE: usize = 10;
+
 /// The last moment for the main program and for everything else to end.
 #[derive(Clone, Copy)]
 struct Deadline {
@@ -163,20 +166,22 @@ impl<'a> Supervisor<'a> {
         End { status, cause: self.cause, killed_by_us: self.killed.is_some() }
     }
 
-    /// Waits for all that has ended; the main program's status if it is among them. One SIGCHLD may stand for many.
+    /// Waits for what has ended, up to the main program, whose status it gives. One SIGCHLD may stand for many.
     fn reap(&mut self) -> Option<Status> {
-        let mut main = None;
-        while let Ok(Some(change)) = process::next_change() {
-            match change {
-                Change::Exited { pid, code } if pid == self.main => {
-                    main = Some(Status::Exited(u8::try_from(code).unwrap_or(255)));
+        for _ in 0..AT_ONCE {
+            match process::next_change() {
+                Ok(Some(Change::Exited { pid, code })) if pid == self.main => {
+                    return Some(Status::Exited(u8::try_from(code).unwrap_or(255)));
                 }
-                Change::Killed { pid, signal } if pid == self.main => main = Some(Status::Killed(signal)),
-                Change::Stopped { pid } if pid == self.main => self.resume(),
-                _ => {}
+                Ok(Some(Change::Killed { pid, signal })) if pid == self.main => return Some(Status::Killed(signal)),
+                Ok(Some(Change::Stopped { pid })) if pid == self.main => self.resume(),
+                Ok(Some(_)) => {}
+                Ok(None) | Err(_) => return None,
             }
         }
-        main
+        // There may be more, after a look at everything else.
+        let _ = process::send(process::own_pid(), CHLD);
+        None
     }
 
     /// Nobody could bring a stopped main program of a container back; outside, the shell that started this one can.
@@ -266,25 +271,23 @@ impl<'a> Supervisor<'a> {
     fn wait_for_rest(&mut self, deadline: Instant, signal: Option<i32>) -> bool {
         let mut pause = Duration::from_millis(1);
         loop {
-            let children = loop {
-                match process::next_change() {
-                    Ok(Some(_)) => {}
-                    Ok(None) => break true,
-                    Err(_) => break false,
-                }
-            };
+            let children = (0..AT_ONCE).find_map(|_| match process::next_change() {
+                Ok(Some(_)) => None,
+                Ok(None) => Some(true),
+                Err(_) => Some(false),
+            });
             // Signal 0 only asks who is there.
             let others = self.signal_rest(signal.unwrap_or(0));
-            if !children && !others {
+            if children == Some(false) && !others {
                 return true;
             }
             let now = Instant::now();
             if now >= deadline {
                 return false;
             }
+            let wait = if children.is_none() { Duration::ZERO } else { pause.min(deadline - now) };
             // A second request to end: no more patience.
-            if self.signals.wait(Some(pause.min(deadline - now))).is_some_and(|s| s.number == TERM) && signal.is_none()
-            {
+            if self.signals.wait(Some(wait)).is_some_and(|s| s.number == TERM) && signal.is_none() {
                 return false;
             }
             pause = (pause * 2).min(Duration::from_millis(50));

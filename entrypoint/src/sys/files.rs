@@ -5,7 +5,7 @@
 #![expect(unsafe_code, reason = "directory entries, and descriptors 0 to 2 before anything else is open")]
 
 use std::fs::File;
-use std::io;
+use std::io::{self, Read};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::FileExt;
 
@@ -165,6 +165,14 @@ pub(crate) fn link_count(file: &File) -> u64 {
 pub(crate) fn free_bytes(file: &File) -> io::Result<u64> {
     let stat = fstatvfs(file)?;
     Ok(stat.blocks_available().saturating_mul(stat.fragment_size()))
+}
+
+/// The text at `path`, one of the kernel's or the image's own; cut off at 64 KiB.
+pub(crate) fn text(path: &str) -> io::Result<String> {
+    let file: File = openat(AT_FDCWD, path, OFlag::O_RDONLY | OFlag::O_CLOEXEC, Mode::empty())?.into();
+    let mut text = String::with_capacity(512);
+    file.take(1 << 16).read_to_string(&mut text)?;
+    Ok(text)
 }
 
 /// Everything in a regular file; an error if that is more than `limit` bytes.
