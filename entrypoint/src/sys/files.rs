@@ -167,11 +167,11 @@ pub(crate) fn free_bytes(file: &File) -> io::Result<u64> {
     Ok(stat.blocks_available().saturating_mul(stat.fragment_size()))
 }
 
-/// The text at `path`, one of the kernel's or the image's own; cut off at 64 KiB.
+/// The text at `path`, one of the kernel's or the image's own; cut off at 1 MiB.
 pub(crate) fn text(path: &str) -> io::Result<String> {
     let file: File = openat(AT_FDCWD, path, OFlag::O_RDONLY | OFlag::O_CLOEXEC, Mode::empty())?.into();
     let mut text = String::with_capacity(512);
-    file.take(1 << 16).read_to_string(&mut text)?;
+    file.take(1 << 20).read_to_string(&mut text)?;
     Ok(text)
 }
 
