@@ -4,7 +4,6 @@
 mod common;
 
 use std::fs;
-use std::time::{Duration, Instant};
 
 use common::Case;
 
@@ -54,37 +53,4 @@ sleep 1000"#;
     let log = ended.read("control/log");
     assert!(log.ends_with("pi-entrypoint: left the host's auth.json alone: it was changed during the session\n"));
     assert!(log.len() <= 1 << 20);
-}
-
-/// Orphans of pi's, and one of them that stops and continues the last of them without end: PID 1 looks through the others first, and
-/// never comes to where nothing has changed.
-const STORM: &str = r#"
-import os, signal, time
-signal.signal(signal.SIGTERM, signal.SIG_IGN)
-if os.fork() == 0:
-    os.setsid()
-    idle = []
-    for _ in range(800):
-        idle.append(os.fork())
-        if idle[-1] == 0: time.sleep(1000)
-    last = idle[-32:]
-    if os.fork() > 0: os._exit(0)
-    time.sleep(0.2)
-    open("/workspace/storm", "w").write("yes")
-    while True:
-        for at in range(32):
-            os.kill(last[at], signal.SIGSTOP)
-            os.kill(last[at - 16], signal.SIGCONT)
-while True: time.sleep(1)
-"#;
-
-#[test]
-fn a_storm_of_stopped_and_continued_processes_does_not_keep_pid_1_from_its_deadline() {
-    let running = Case::session().env("PI_DOCKER_GRACE", "1").start(&["/usr/bin/env", "python3", "-c", STORM]);
-    running.await_text("workspace/storm", "yes");
-    let asked = Instant::now();
-    running.signal(15);
-    assert_eq!(running.finish().ending(), (137, "killed".into(), "wiped".into()));
-    // The grace period is a second; the storm leaves PID 1 only its share of a busy machine.
-    assert!(asked.elapsed() < Duration::from_secs(10), "{:?}", asked.elapsed());
 }
