@@ -12,7 +12,7 @@ use std::path::Path;
 use std::sync::Mutex;
 use std::thread;
 
-use git2::{Index, IndexEntry, IndexTime, Oid, Repository};
+use git2::{ErrorCode, Index, IndexEntry, IndexTime, Oid, Repository};
 use sha1::{Digest, Sha1};
 
 use crate::sys;
@@ -29,14 +29,15 @@ const NOT_COPIED: u32 = 0;
 
 /// Copies what the checkout of `from` has of the commit that the worktree `to` is at into its files' place, `target`, which is
 /// empty, and makes an index of just that. Says whether it is all of the commit; if not, or after an error, git has to write
-/// the rest, and can. `attributes` is where git looks for the user's own if no setting names another file.
+/// the rest, and can. `attributes` is where git looks for the user's own if no setting names another file;
+/// without it nothing is copied.
 pub(crate) fn copy(
     from: &Repository,
     to: &Repository,
     target: &Path,
     attributes: Option<&Path>,
 ) -> Result<bool, git2::Error> {
-    let Some(source) = from.workdir() else { return Ok(false) };
+    let (Some(source), Some(attributes)) = (from.workdir(), attributes) else { return Ok(false) };
     let mut tree = Index::new()?;
     tree.read_tree(&to.head()?.peel_to_tree()?)?;
     let tree: Vec<IndexEntry> = tree.iter().collect();
@@ -56,20 +57,29 @@ pub(crate) fn copy(
 }
 
 /// Whether git may write something else than what it has stored, or not all of it.
-fn converts(to: &Repository, tree: &[IndexEntry], attributes: Option<&Path>) -> Result<bool, git2::Error> {
+fn converts(to: &Repository, tree: &[IndexEntry], attributes: &Path) -> Result<bool, git2::Error> {
     let config = to.config()?.snapshot()?;
     let text = |name| config.get_str(name).unwrap_or_default().to_ascii_lowercase();
     let yes = |name, default| config.get_bool(name).unwrap_or(default);
-    if !matches!(text("core.autocrlf").as_str(), "" | "false" | "input")
+    let is_set = |name| !matches!(config.get_entry(name), Err(error) if error.code() == ErrorCode::NotFound);
+    if is_set("core.autocrlf") && yes("core.autocrlf", true) && text("core.autocrlf") != "input"
         || text("core.eol") == "crlf"
-        || yes("core.sparseCheckout", false)
-        || !yes("core.symlinks", true)
+        || yes("core.sparseCheckout", is_set("core.sparseCheckout"))
+        || !yes("core.symlinks", !is_set("core.symlinks"))
+        // libgit2 does not know these two, and replaced objects not at all.
+        || is_set("attr.tree")
+        || config.entries(Some("^includeif\\.hasconfig:"))?.next().is_some()
+        || to.references_glob("refs/replace/*")?.next().is_some()
     {
         return Ok(true);
     }
-    let own = config.get_path("core.attributesFile").ok().or(attributes.map(Path::to_owned));
-    for path in [own, Some(to.commondir().join("info/attributes")), Some("/etc/gitattributes".into())] {
-        match path.map_or(Ok(Vec::new()), |path| sys::read_file(&path)) {
+    let own = match config.get_path("core.attributesFile") {
+        Ok(path) if path.is_absolute() => path,
+        Err(error) if error.code() == ErrorCode::NotFound => attributes.to_owned(),
+        _ => return Ok(true),
+    };
+    for path in [own, to.commondir().join("info/attributes"), "/etc/gitattributes".into()] {
+        match sys::read_file(&path) {
             Ok(attributes) if !convert(&attributes) => {}
             Err(error) if error.kind() == io::ErrorKind::NotFound => {}
             _ => return Ok(true),

@@ -17,7 +17,8 @@ pub(crate) struct Config {
     /// Where GitHub's API is, without a slash at the end.
     pub(crate) api: String,
     pub(crate) proxy: Proxy,
-    /// Where git looks for the user's own attributes if no setting says where they are.
+    /// Where git looks for the user's own attributes if no setting says where they are. None if git has been told to take its
+    /// settings from elsewhere: then only git itself knows them.
     pub(crate) attributes: Option<PathBuf>,
 }
 
@@ -48,6 +49,7 @@ impl Config {
             api: set(&["GITHUB_API_URL"]).unwrap_or("https://api.github.com".into()).trim_end_matches('/').to_owned(),
             attributes: set(&["XDG_CONFIG_HOME"])
                 .or_else(|| set(&["HOME"]).map(|home| format!("{home}/.config")))
+                .filter(|_| set(&["GIT_CONFIG_GLOBAL", "GIT_CONFIG_SYSTEM"]).is_none())
                 .map(|dir| PathBuf::from(dir).join("git/attributes")),
             proxy: Proxy {
                 url: set(&["HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy"]),

@@ -89,3 +89,35 @@ fn a_file_is_copied_where_git_would_write_it_as_it_is_and_left_to_git_where_it_w
         assert_eq!(seen, format!("one{converted}\n"), "{setting}: {ran:?}");
     }
 }
+
+#[test]
+fn a_file_is_as_in_a_worktree_of_gits_own_whatever_setting_says_so() {
+    let settings = [
+        // Blob, commit: `git replace` lets one stand for the other.
+        "git replace $(git rev-parse HEAD:one.txt) $(echo two | git hash-object -w --stdin)",
+        "old=$(git rev-parse HEAD); echo two >one.txt; git commit -qam two; new=$(git rev-parse HEAD); git reset -q --hard $old; git replace $old $new",
+        "mkdir a; echo '*.txt text eol=crlf' >a/.gitattributes; git add a; git config attr.tree $(git write-tree --prefix=a); git rm -qrf a",
+        "printf '[core]\\n\\tautocrlf\\n' >>.git/config",
+        "printf '[core]\\n\\tautocrlf = true\\n' >~/inc; git config --global 'includeIf.hasconfig:remote.*.url:https://github.test/**.path' ~/inc",
+        "echo '*.txt text eol=crlf' >~/own; git config core.attributesFile \"~$(id -un)/../..$HOME/own\"",
+        "git config extensions.worktreeConfig true; git config --worktree core.autocrlf true",
+        "printf '[attr]odd text eol=crlf\\n' >.git/info/attributes; echo '*.txt odd' >.gitattributes; git add .; git commit -qm odd",
+    ];
+    crate::lab::each(settings, |setting| {
+        let lab = Lab::new();
+        lab.sh("echo one >one.txt; git add .; git commit -qm one");
+        push(&lab);
+        lab.sh(setting);
+        lab.sh("git worktree add -q --detach ../git; cp .git/config.worktree .git/worktrees/git/ 2>/dev/null && git -C ../git rm -qf one.txt && git -C ../git reset -q --hard || true");
+        let changed = lab.sh("cp ../git/one.txt ../seen; cd ../git; touch one.txt; git status --porcelain");
+        lab.script(
+            "x",
+            "cp one.txt \"$dir/seen\"; touch one.txt; git status --porcelain >\"$dir/changed\"; say done; settle",
+        );
+        let ran = lab.spawn("x", &["--pr", "none", "--allow-empty"]);
+        let read = |path: std::path::PathBuf| std::fs::read_to_string(path).unwrap_or_default();
+        let pair = (read(lab.scripts.join("seen")), read(lab.scripts.join("changed")));
+        let pair = (pair.0, pair.1.trim_end().to_owned());
+        assert_eq!(pair, (read(lab.root.join("seen")), changed.trim_end().to_owned()), "{setting}: {ran:?}");
+    });
+}
