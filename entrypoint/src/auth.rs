@@ -4,6 +4,7 @@
 //! of the container was written by the agent: nothing of it but refreshed tokens and, in auth mode, a new login goes back.
 
 use std::fs::File;
+use std::io;
 use std::os::unix::fs::FileExt;
 
 use serde_json::Value;
@@ -23,6 +24,8 @@ pub(crate) struct Login {
     /// Keys that the agent's copy got beside what was found; none of the host's file's business.
     given: Object,
     shared: bool,
+    /// Whether the host's file holds blanks that are not known to be on the disk yet.
+    begun: bool,
 }
 
 /// What has become of the host's file; the word in result.json.
@@ -57,7 +60,7 @@ impl State {
 
 impl Login {
     pub(crate) fn none() -> Self {
-        Self { host: None, known: Vec::new(), found: Object::new(), given: Object::new(), shared: false }
+        Self { host: None, known: Vec::new(), found: Object::new(), given: Object::new(), shared: false, begun: false }
     }
 
     /// Opens the host's file for the whole session.
@@ -70,7 +73,7 @@ impl Login {
             Failure::new(Kind::Preparation, "cannot read '~/.pi/agent/auth.json': not a JSON object")
                 .hint("repair or remove the file, then log in again with `pi-docker auth`; it was left as it is")
         })?;
-        Ok(Self { host: Some(host), known, found, given: Object::new(), shared: false })
+        Ok(Self { host: Some(host), known, found, given: Object::new(), shared: false, begun: false })
     }
 
     /// What pi gets: the host's login, and the keys for providers that it has none for.
@@ -83,6 +86,18 @@ impl Login {
             }
         }
         json::text(&providers).ok_or_else(|| Failure::preparing("copy the host's 'auth.json'", "a fraction in it"))
+    }
+
+    /// Writes over the host's file and has the disk begin with it, without waiting for the disk: `wipe` does that.
+    pub(crate) fn begin_wipe(&mut self) {
+        if self.begun {
+            return;
+        }
+        let Ok(file) = self.ours(EMPTY, State::Wiped) else { return };
+        if let Ok(blank) = blank(file, EMPTY) {
+            files::begin_write_back(file);
+            (self.known, self.begun) = (blank, true);
+        }
     }
 
     /// Empties the host's file.
@@ -136,23 +151,32 @@ impl Login {
 
     /// Writes over the host's file, if it is still the one this session knows.
     fn replace(&mut self, content: &[u8], done: State) -> State {
-        let Some(file) = &self.host else { return State::None };
-        if files::link_count(file) == 0 {
-            return State::Changed;
-        }
-        match self.current() {
-            Some(current) if current == content => return done,
-            Some(current) if current == self.known => {}
-            // Somebody else has wiped it already.
-            Some(current) if done == State::Wiped && providers(&current).is_some_and(|p| p.is_empty()) => return done,
-            Some(_) => return State::Changed,
-            None => return State::Failed,
-        }
-        if overwrite(file, content).is_err() {
+        let file = match self.ours(content, done) {
+            Ok(file) => file,
+            Err(state) => return state,
+        };
+        let blanks = if self.begun { Ok(()) } else { blank(file, content).map(drop) };
+        if blanks.and_then(|()| settle(file, content)).is_err() {
             return State::Failed;
         }
         self.known = content.to_vec();
         done
+    }
+
+    /// The host's file, if it has to be written to become `content` and is still the one this session knows; else what it has become.
+    fn ours(&self, content: &[u8], done: State) -> std::result::Result<&File, State> {
+        let file = self.host.as_ref().ok_or(State::None)?;
+        if files::link_count(file) == 0 {
+            return Err(State::Changed);
+        }
+        match self.current() {
+            Some(current) if current == content => Err(done),
+            Some(current) if current == self.known => Ok(file),
+            // Somebody else has wiped it already.
+            Some(current) if done == State::Wiped && providers(&current).is_some_and(|p| p.is_empty()) => Err(done),
+            Some(_) => Err(State::Changed),
+            None => Err(State::Failed),
+        }
     }
 
     fn current(&self) -> Option<Vec<u8>> {
@@ -174,11 +198,22 @@ pub(crate) fn wipe_copy(agent: &Place) {
 }
 
 /// In place, blanks over all that was there: on the disk too, a secret is gone before the file gets shorter. It is JSON all the time.
-fn overwrite(file: &File, content: &[u8]) -> std::io::Result<()> {
+fn overwrite(file: &File, content: &[u8]) -> io::Result<()> {
+    blank(file, content)?;
+    settle(file, content)
+}
+
+/// The first half of it: what the file holds now.
+fn blank(file: &File, content: &[u8]) -> io::Result<Vec<u8>> {
     let length = usize::try_from(file.metadata()?.len()).unwrap_or(0);
     let mut padded = content.to_vec();
     padded.resize(length.max(content.len()), b' ');
     file.write_all_at(&padded, 0)?;
+    Ok(padded)
+}
+
+/// The second half, when the blanks are on the disk.
+fn settle(file: &File, content: &[u8]) -> io::Result<()> {
     file.sync_data()?;
     file.set_len(content.len() as u64)
 }
@@ -265,6 +300,25 @@ mod tests {
         assert_eq!(with("openai", json!({"type": "api_key", "key": "other"})), None);
         assert_eq!(with("anthropic", json!("text")), None);
         assert_eq!(refreshed(&found, &Object::new()), None);
+    }
+
+    #[test]
+    fn a_wipe_that_has_begun_is_done_only_when_it_has_reached_its_end() {
+        let place = std::env::temp_dir().join(format!("auth-{}", std::process::id()));
+        let known = br#"{"anthropic": {}}"#;
+        std::fs::write(&place, known).expect("a file");
+        let open = |writable| File::options().read(true).write(writable).open(&place).expect("a file");
+        let mut login = Login { host: Some(open(true)), known: known.to_vec(), ..Login::none() };
+        login.begin_wipe();
+        let begun = std::fs::read_to_string(&place).expect("a file");
+        assert!(begun.trim_end() == "{}" && begun.len() == known.len());
+        // One that cannot be shortened stands for one that cannot be flushed.
+        let writable = login.host.replace(open(false));
+        assert!(login.wipe() == State::Failed);
+        login.host = writable;
+        assert!(login.wipe() == State::Wiped && login.wipe() == State::Wiped);
+        assert_eq!(std::fs::read(&place).expect("a file"), EMPTY);
+        std::fs::remove_file(place).expect("a file");
     }
 
     #[test]

@@ -145,8 +145,13 @@ fn run(
     }
     let last_moment = (config.mode == Mode::Auth).then(|| Instant::now() + config.auth_timeout);
     let mut arrived = false;
-    let mut end = supervisor.stay(interval, || {
+    let mut end = supervisor.stay(interval, |asked| {
         control.empty_mailbox();
+        if asked && config.mode == Mode::Session && !config.keep_auth {
+            // Nothing that pi still does can change what becomes of the host's file: it is empty now, whoever kills this next, and the
+            // disk works while pi ends.
+            login.begin_wipe();
+        }
         if let (Mode::Auth, Some(agent)) = (config.mode, &prepared.agent) {
             arrived |= share_login(login, agent, control);
         }
@@ -184,7 +189,7 @@ fn export(config: &Config, prepared: &Prepared, control: &Control, supervisor: &
             gid: config.gid,
             output: Some((&bundle, room)),
         };
-        let tick = || {
+        let tick = |_| {
             control.empty_mailbox();
             heartbeat.as_mut().is_some_and(|heartbeat| heartbeat.is_stale(control)).then_some(Cause::Heartbeat)
         };

@@ -105,17 +105,20 @@ impl<'a> Supervisor<'a> {
         Ok(())
     }
 
-    /// Stays with the program until it has ended, or could not be ended. `tick` is called every `interval`, and when a socket has something to read, and may
-    /// ask for the end.
-    pub(crate) fn stay(&mut self, interval: Option<Duration>, mut tick: impl FnMut() -> Option<Cause>) -> End {
+    /// Stays with the program until it has ended, or could not be ended. `tick` is called every `interval`, when a socket has something
+    /// to read, and as soon as the program has been asked to end; it is told whether that is so, and may ask for it.
+    pub(crate) fn stay(&mut self, interval: Option<Duration>, mut tick: impl FnMut(bool) -> Option<Cause>) -> End {
         process::rest();
         let mut next_tick = interval.map(|interval| Instant::now() + interval);
         loop {
             let now = Instant::now();
             if next_tick.is_some_and(|at| now >= at) {
                 next_tick = interval.map(|interval| now + interval);
-                match (tick(), self.cause) {
-                    (Some(cause), None) => self.ask_to_end(cause),
+                match (tick(self.cause.is_some()), self.cause) {
+                    (Some(cause), None) => {
+                        self.ask_to_end(cause);
+                        next_tick = Some(now);
+                    }
                     (Some(_), Some(_)) if self.after => self.kill_main(),
                     _ => {}
                 }
@@ -133,7 +136,13 @@ impl<'a> Supervisor<'a> {
                         return self.ended(status);
                     }
                 }
-                Some(signal) => self.forward(&signal),
+                Some(signal) => {
+                    let before = self.cause;
+                    self.forward(&signal);
+                    if self.cause != before {
+                        next_tick = Some(now);
+                    }
+                }
             }
         }
     }
@@ -145,7 +154,7 @@ impl<'a> Supervisor<'a> {
         program: &Program,
         limit: Duration,
         interval: Option<Duration>,
-        tick: impl FnMut() -> Option<Cause>,
+        tick: impl FnMut(bool) -> Option<Cause>,
     ) -> Result<Status, process::NotStarted> {
         let now = Instant::now();
         self.terminal = None;

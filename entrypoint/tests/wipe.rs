@@ -106,6 +106,56 @@ fn a_session_that_was_not_prepared_is_wiped_too() {
     }
 }
 
+/// Starts a pi that does not end when it is asked to, says when that was, and sees to it that its copy still is a login then.
+fn unwilling(case: Case) -> Running {
+    let script =
+        "trap 'cat ~/.pi/agent/auth.json >/workspace/asked' TERM; echo >/workspace/up; while :; do sleep 0.02; done";
+    let running = case.env("PI_DOCKER_GRACE", "60").keeping_home().start_script(script);
+    eventually("pi is up", || running.path("workspace/up").exists().then_some(()));
+    running
+}
+
+#[test]
+fn the_hosts_login_is_empty_as_soon_as_the_end_was_asked_for() {
+    let is_blank = |running: &Running| {
+        let content = running.read("auth.json");
+        (content.trim_end() == "{}" && content.len() == LOGIN.len()).then_some(())
+    };
+    let running = unwilling(Case::session());
+    assert_eq!(running.read("auth.json"), LOGIN);
+    running.signal(15);
+    eventually("the host's file is blank", || is_blank(&running));
+    running.await_text("workspace/asked", "sk-access");
+    assert!(common::status(main_of(&running), "State").starts_with(['R', 'S']), "pi still runs");
+    // Whoever logs in on the host from now on keeps that.
+    let newer = r#"{"anthropic": {"refresh": "sk-made-meanwhile"}}"#;
+    fs::write(running.path("auth.json"), newer).unwrap();
+    running.signal(15);
+    let ended = running.finish();
+    assert_eq!(ended.ending(), (137, "killed".into(), "changed".into()));
+    assert_eq!((ended.read("auth.json").as_str(), ended.read("home/.pi/agent/auth.json").as_str()), (newer, "{}"));
+
+    let silent = unwilling(Case::session().env("PI_DOCKER_HEARTBEAT", "1").with("control/heartbeat", "1"));
+    eventually("the host's file is blank", || is_blank(&silent));
+    assert!(common::status(main_of(&silent), "State").starts_with(['R', 'S']), "pi still runs");
+    kill(main_of(&silent), 9);
+    let ended = silent.finish();
+    assert_eq!(ended.ending().2, "wiped");
+    nothing_is_left(&ended, "begun, and brought to its end");
+}
+
+#[test]
+fn a_login_that_stays_is_not_touched_when_the_end_was_asked_for() {
+    for setting in [("PI_DOCKER_KEEP_AUTH", "1"), ("PI_DOCKER_MODE", "auth")] {
+        let running = unwilling(Case::session().env(setting.0, setting.1));
+        running.signal(15);
+        eventually("pi was asked", || running.path("workspace/asked").exists().then_some(()));
+        running.signal(15);
+        let ended = running.finish();
+        assert_eq!((ended.ending().2.as_str(), ended.read("auth.json").as_str()), ("kept", LOGIN), "{setting:?}");
+    }
+}
+
 #[test]
 fn it_is_wiped_in_place_and_stays_the_owners() {
     let case = Case::session();

@@ -2,7 +2,7 @@
 //!
 //! Directories are held as `O_PATH` descriptors: reaching one needs no right to it, so PID 1 can find a place as root and open what is
 //! in it later as the user. Reading is bounded, never blocks on a FIFO, and takes regular files only.
-#![expect(unsafe_code, reason = "directory entries, and descriptors 0 to 2 before anything else is open")]
+#![expect(unsafe_code, reason = "directory entries, write-back, and descriptors 0 to 2 before anything else is open")]
 
 use std::fs::File;
 use std::io::{self, Read};
@@ -159,6 +159,12 @@ impl Place {
 pub(crate) fn link_count(file: &File) -> u64 {
     #[allow(clippy::useless_conversion, reason = "the type differs between architectures")]
     fstat(file).map_or(0, |stat| stat.st_nlink.into())
+}
+
+/// Has the kernel begin to write out what was written into a file. Only speed depends on it: an error is none.
+pub(crate) fn begin_write_back(file: &File) {
+    // SAFETY: the descriptor is open as long as the call; offset and length 0 are all of the file.
+    unsafe { libc::sync_file_range(file.as_raw_fd(), 0, 0, libc::SYNC_FILE_RANGE_WRITE) };
 }
 
 /// What users have left of the file system that a file is on.
