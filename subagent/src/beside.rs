@@ -99,11 +99,19 @@ fn convert(attributes: &[u8]) -> bool {
     [&b"filter"[..], b"ident", b"encoding", b"crlf"].into_iter().any(has)
 }
 
-/// Git refuses to write paths that lead out of a worktree or into a git directory; it says so better than we could.
+/// Git refuses to write paths that lead out of a worktree or into a git directory, by whatever name a file system may know that; it says
+/// so better than we could.
 fn harmless(path: &[u8]) -> bool {
     path.split(|byte| *byte == b'/').all(|part| {
-        let lower = part.to_ascii_lowercase();
-        !matches!(&lower[..], b"" | b"." | b".." | b".git") && !lower.starts_with(b"git~") && !part.contains(&b'\\')
+        let plain = match part {
+            [] => return false,
+            [b'.' | b'g' | b'G' | 0x80.., ..] => {
+                part.iter().filter(|byte| byte.is_ascii()).map(u8::to_ascii_lowercase).collect()
+            }
+            _ => Vec::new(),
+        };
+        let is_git = plain.strip_prefix(b".git").is_some_and(|rest| matches!(rest, [] | [b' ' | b'.' | b':', ..]));
+        !is_git && !plain.starts_with(b"git~") && !matches!(part, b"." | b"..") && !part.contains(&b'\\')
     })
 }
 
@@ -175,7 +183,7 @@ fn copy_one(file: &IndexEntry, from: &Path, to: &Path, buffer: &mut Vec<u8>) -> 
     }
     buffer.clear();
     buffer.reserve(file.file_size as usize);
-    // One read is enough: what is longer is not the blob, and what is longer than it was has no matter.
+    // A file that has grown gives its beginning: the hash decides in any case.
     sys::open_file(from)?.take(file.file_size.into()).read_to_end(buffer)?;
     is_blob(file.id, buffer)?;
     let mode = if file.mode == PROGRAM { 0o777 } else { 0o666 };
@@ -252,10 +260,12 @@ mod tests {
 
     #[test]
     fn paths_into_a_git_directory_or_out_of_the_worktree_are_left_to_git() {
-        for bad in ["../x", "a/../x", "/x", ".git/config", ".GIT/x", "a/.gIt", "git~1/x", "a\\b", "a//b", "."] {
+        let bad = ["../x", "a/../x", "/x", ".git/config", ".GIT/x", "a/.gIt", "git~1/x", "a\\b", "a//b", ".", ""];
+        let else_named = [".git ", ".git./x", ".git::$INDEX_ALLOCATION/x", "a/.g\u{200c}it", "\u{200d}.Git", "GIT~2"];
+        for bad in bad.into_iter().chain(else_named) {
             assert!(!harmless(bad.as_bytes()), "{bad}");
         }
-        for good in ["a", ".gitignore", ".github/x", "git", "a..b/c", "ü \"x"] {
+        for good in ["a", ".gitignore", ".github/x", "git", "gitter", "a..b/c", "ü \"x", "...", "a.git"] {
             assert!(harmless(good.as_bytes()), "{good}");
         }
     }
