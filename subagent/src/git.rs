@@ -1,5 +1,6 @@
-//! The git program: the only file that starts it. It writes files of worktrees and commits, because filters, sparse
-//! checkouts and index formats are its own, and it asks credential helpers. Never the network, never a hook, never a prompt.
+//! The git program: the only file that starts it. It writes commits and those files of worktrees that are not copied (`beside.rs`),
+//! because filters, sparse checkouts and index formats are its own, and it asks credential helpers. Never the network, never a hook,
+//! never a prompt.
 
 use std::ffi::OsStr;
 use std::path::{Path, PathBuf};

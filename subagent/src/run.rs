@@ -1,6 +1,8 @@
 //! The story of a task: claimed → checked → a slot → a worktree → pi → committed → pushed → pull request → one result.
 //! `spawn` tells all of it, `resume` from the slot on, `finish` only the end.
 
+use std::path::Path;
+
 use git2::Oid;
 use serde_json::json;
 
@@ -258,7 +260,7 @@ async fn run_agent(config: &Config, job: &mut Job, instructions: &str) -> Result
 }
 
 /// The worktree whole, or an error and nothing of it to be seen.
-async fn make_worktree(job: &mut Job, attributes: Option<&std::path::Path>) -> Result<()> {
+async fn make_worktree(job: &mut Job, attributes: Option<&Path>) -> Result<()> {
     let start = Oid::from_str(&job.state.base_oid).or_fail(Code::Internal, || "cannot read the base commit".into())?;
     if job.worktree.whole() {
         job.state.ready = true;
