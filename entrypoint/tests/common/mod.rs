@@ -2,20 +2,25 @@
 //!
 //! The paths are the real ones: temporary directories are mounted over them, in the new mount namespace only. The capabilities are
 //! those that docker-compose.yml leaves. Needs root, and util-linux.
-#![allow(dead_code, reason = "each test program uses a part of this")]
+#![allow(dead_code, unused_imports, reason = "each test program uses a part of this")]
+
+mod processes;
+mod terminal;
 
 use std::fmt::Write as _;
 use std::fs::{self, File};
-use std::io::{Read, Write};
+use std::io::Read;
 use std::os::unix::fs::{PermissionsExt, chown};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use tempfile::TempDir;
+
+pub(crate) use processes::{exists, field_of, kill, namespace_of, only_child, status};
+pub(crate) use terminal::Terminal;
 
 /// The program under test: the one that cargo has built for the tests, or another build of it.
 pub(crate) fn ours() -> String {
@@ -358,55 +363,6 @@ mkdir -p /home/pi/.pi/agent/sessions /home/pi/.cache
 mount --bind $D/sessions /home/pi/.pi/agent/sessions
 ";
 
-/// A pseudo-terminal: the test is the person in front of it.
-pub(crate) struct Terminal {
-    keyboard: File,
-    /// The end that programs have.
-    pub(crate) line: File,
-    screen: Arc<Mutex<String>>,
-}
-
-impl Terminal {
-    /// The person has gone away.
-    pub(crate) fn unread() -> Self {
-        let pty = nix::pty::openpty(None, None).unwrap();
-        Self { keyboard: pty.master.into(), line: pty.slave.into(), screen: Arc::default() }
-    }
-
-    pub(crate) fn new() -> Self {
-        let terminal = Self::unread();
-        let (mut reader, shown) = (terminal.keyboard.try_clone().unwrap(), terminal.screen.clone());
-        std::thread::spawn(move || {
-            let mut bytes = [0; 4096];
-            while let Ok(length @ 1..) = reader.read(&mut bytes) {
-                shown.lock().unwrap().push_str(&String::from_utf8_lossy(&bytes[..length]));
-            }
-        });
-        terminal
-    }
-
-    pub(crate) fn screen(&self) -> String {
-        self.screen.lock().unwrap().clone()
-    }
-
-    pub(crate) fn types(&mut self, keys: &str) {
-        self.keyboard.write_all(keys.as_bytes()).unwrap();
-    }
-
-    pub(crate) fn await_text(&self, text: &str) {
-        wait_for(
-            || format!("{text:?} on the screen: {:?}", self.screen()),
-            || self.screen().contains(text).then_some(()),
-        );
-    }
-
-    /// What `stty` does or says with these words.
-    pub(crate) fn stty(&self, words: &[&str]) -> String {
-        let said = Command::new("stty").args(words).stdin(self.line.try_clone().unwrap()).output().unwrap();
-        String::from_utf8(said.stdout).unwrap()
-    }
-}
-
 /// A program that writes down the signals it gets: examples/recorder.rs, which cargo builds with the tests.
 pub(crate) fn recorder() -> PathBuf {
     let path = std::env::current_exe().unwrap().ancestors().nth(2).unwrap().join("examples/recorder");
@@ -442,36 +398,4 @@ fn wait_for<T>(what: impl Fn() -> String, mut condition: impl FnMut() -> Option<
         assert!(start.elapsed().as_secs() < PATIENCE.load(Ordering::Relaxed), "waited in vain for {}", what());
         std::thread::sleep(Duration::from_millis(2));
     }
-}
-
-pub(crate) fn kill(pid: i32, number: i32) {
-    let done = Command::new("kill").args(["-s", &number.to_string(), "--", &pid.to_string()]).status().unwrap();
-    assert!(done.success());
-}
-
-pub(crate) fn only_child(pid: u32) -> Option<i32> {
-    let children = fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).ok()?;
-    children.split_ascii_whitespace().next()?.parse().ok()
-}
-
-/// Every process of the same PID namespace as `pid`, by the test's numbers.
-pub(crate) fn namespace_of(pid: i32) -> Vec<i32> {
-    let namespace = |pid: i32| fs::read_link(format!("/proc/{pid}/ns/pid")).ok();
-    let Some(wanted) = namespace(pid) else { return Vec::new() };
-    let pids = fs::read_dir("/proc").unwrap().filter_map(|e| e.unwrap().file_name().to_str()?.parse::<i32>().ok());
-    pids.filter(|pid| namespace(*pid).as_ref() == Some(&wanted)).collect()
-}
-
-/// A field of /proc/PID/status.
-pub(crate) fn status(pid: i32, field: &str) -> String {
-    field_of(&fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default(), field)
-}
-
-pub(crate) fn field_of(status: &str, field: &str) -> String {
-    let line = status.lines().find_map(|line| line.strip_prefix(field)?.strip_prefix(':'));
-    line.unwrap_or_default().split_ascii_whitespace().collect::<Vec<_>>().join(" ")
-}
-
-pub(crate) fn exists(path: &Path) -> bool {
-    path.symlink_metadata().is_ok()
 }
