@@ -19,7 +19,7 @@ use std::time::{Duration, Instant};
 
 use tempfile::TempDir;
 
-pub(crate) use processes::{exists, field_of, kill, namespace_of, only_child, status};
+pub(crate) use processes::{exists, field_of, heed_signal, kill, namespace_of, only_child, status};
 pub(crate) use terminal::Terminal;
 
 /// The program under test: the one that cargo has built for the tests, or another build of it.
@@ -373,15 +373,6 @@ pub(crate) fn recorder() -> PathBuf {
 /// For claims that are expected to fail.
 pub(crate) fn be_impatient() {
     PATIENCE.store(4, Ordering::Relaxed);
-}
-
-/// Stops ignoring a signal that the C library's own functions refuse.
-#[expect(unsafe_code, reason = "a raw system call")]
-fn heed_signal(number: i32) {
-    let default = [0u64; 4];
-    // SAFETY: the kernel's sigaction is four words long on every 64-bit machine, and all zero it is the default.
-    let done = unsafe { libc::syscall(libc::SYS_rt_sigaction, number, default.as_ptr(), std::ptr::null::<u64>(), 8) };
-    assert_eq!(done, 0);
 }
 
 /// Waits for a condition, and says which one did not come.

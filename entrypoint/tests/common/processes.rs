@@ -4,6 +4,15 @@ use std::fs;
 use std::path::Path;
 use std::process::Command;
 
+/// Stops ignoring a signal that the C library's own functions refuse.
+#[expect(unsafe_code, reason = "a raw system call")]
+pub(crate) fn heed_signal(number: i32) {
+    let default = [0u64; 4];
+    // SAFETY: the kernel's sigaction is four words long on every 64-bit machine, and all zero it is the default.
+    let done = unsafe { libc::syscall(libc::SYS_rt_sigaction, number, default.as_ptr(), std::ptr::null::<u64>(), 8) };
+    assert_eq!(done, 0);
+}
+
 pub(crate) fn kill(pid: i32, number: i32) {
     let done = Command::new("kill").args(["-s", &number.to_string(), "--", &pid.to_string()]).status().unwrap();
     assert!(done.success());
